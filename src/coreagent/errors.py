@@ -1,0 +1,188 @@
+"""Every error a person or a program can meet, in one table.
+
+Ranges of codes, by room:
+  1xxx  usage and input        2xxx  repositories, git, workspaces    3xxx  dispatch and queue
+  4xxx  runners and shims      5xxx  store                            6xxx  daemon and socket
+  7xxx  settings               8xxx  roles and consent                9xxx  internal
+
+An error's `kind` decides its exit code; the faces translate kinds, never single codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+# kind -> process exit code (docs/errors.md). `--wait` adds 10 failed, 11 blocked, 12 cancelled.
+EXIT_CODES: Final[dict[str, int]] = {
+    "usage": 2,
+    "invalid": 2,
+    "not_found": 1,
+    "conflict": 1,
+    "refused": 1,
+    "unavailable": 69,
+    "internal": 70,
+    "timeout": 75,
+}
+EXIT_JOB_FAILED: Final = 10
+EXIT_JOB_BLOCKED: Final = 11
+EXIT_JOB_CANCELLED: Final = 12
+EXIT_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """One row of the table: stable number, stable slug, kind."""
+
+    code: str
+    slug: str
+    kind: str
+
+
+def _table(*rows: tuple[str, str, str]) -> dict[str, ErrorCode]:
+    table = {slug: ErrorCode(code, slug, kind) for code, slug, kind in rows}
+    assert len(table) == len(rows) == len({row[0] for row in rows})
+    return table
+
+
+CODES: Final[dict[str, ErrorCode]] = _table(
+    ("E1001", "usage", "usage"),
+    ("E1002", "invalid_argument", "invalid"),
+    ("E1003", "unknown_capability", "not_found"),
+    ("E1004", "invalid_name", "invalid"),
+    ("E1005", "no_terminal", "refused"),
+    ("E1006", "conflicting_options", "invalid"),
+    ("E2001", "not_a_repository", "invalid"),
+    ("E2002", "bare_repository", "invalid"),
+    ("E2003", "unborn_head", "invalid"),
+    ("E2004", "no_such_ref", "not_found"),
+    ("E2005", "git_failed", "internal"),
+    ("E2006", "git_timeout", "timeout"),
+    ("E2007", "no_space", "unavailable"),
+    ("E2008", "workspace_not_found", "not_found"),
+    ("E2009", "workspace_gone", "conflict"),
+    ("E2010", "repo_not_found", "not_found"),
+    ("E2011", "repo_exists", "conflict"),
+    ("E2012", "merge_conflict", "conflict"),
+    ("E2013", "branch_moved", "conflict"),
+    ("E2014", "dirty_checkout", "conflict"),
+    ("E2015", "nothing_to_accept", "conflict"),
+    ("E2016", "rescue_not_found", "not_found"),
+    ("E2017", "too_large", "refused"),
+    ("E2018", "git_missing", "unavailable"),
+    ("E2019", "setup_failed", "refused"),
+    ("E2020", "ambiguous_workspace", "conflict"),
+    ("E3001", "dispatch_not_found", "not_found"),
+    ("E3002", "illegal_move", "conflict"),
+    ("E3003", "nothing_to_resume", "conflict"),
+    ("E3004", "workspace_busy", "conflict"),
+    ("E3005", "wait_timeout", "timeout"),
+    ("E3006", "template_not_found", "not_found"),
+    ("E3007", "missing_variable", "invalid"),
+    ("E3008", "persona_not_found", "not_found"),
+    ("E3009", "issue_unavailable", "refused"),
+    ("E3010", "not_running", "conflict"),
+    ("E4001", "unknown_agent", "not_found"),
+    ("E4002", "runner_missing", "unavailable"),
+    ("E4003", "runner_too_old", "unavailable"),
+    ("E4004", "remote_identity", "refused"),
+    ("E4005", "not_logged_in", "refused"),
+    ("E4006", "bad_script", "invalid"),
+    ("E4007", "cannot_attach", "refused"),
+    ("E4008", "shim_failed", "internal"),
+    ("E4009", "blocked_flag", "invalid"),
+    ("E5001", "store_locked", "unavailable"),
+    ("E5002", "store_newer", "refused"),
+    ("E5003", "store_damaged", "refused"),
+    ("E5004", "store_unopenable", "unavailable"),
+    ("E5005", "store_write_failed", "internal"),
+    ("E5006", "store_ephemeral", "refused"),
+    ("E6001", "daemon_unreachable", "unavailable"),
+    ("E6002", "daemon_start_failed", "unavailable"),
+    ("E6003", "socket_path_too_long", "invalid"),
+    ("E6004", "no_home", "invalid"),
+    ("E6005", "bad_frame", "invalid"),
+    ("E6006", "daemon_stopping", "unavailable"),
+    ("E6007", "already_running", "conflict"),
+    ("E6008", "daemon_newer", "refused"),
+    ("E6009", "home_unsafe", "refused"),
+    ("E7001", "settings_invalid", "invalid"),
+    ("E7002", "settings_unreadable", "unavailable"),
+    ("E7003", "settings_exist", "conflict"),
+    ("E8001", "role_forbidden", "refused"),
+    ("E8002", "consent_needed", "refused"),
+    ("E8003", "not_trusted", "refused"),
+    ("E8004", "foreign_user", "refused"),
+    ("E9001", "internal", "internal"),
+)
+
+
+class CoreAgentError(Exception):
+    """An error with a code from the table, a message that names what was wrong, and a hint that says what to do.
+
+    `slug` is the stable name in CODES; `cause` is the underlying error's one line; `data` is for programs.
+    """
+
+    def __init__(
+        self,
+        slug: str,
+        message: str,
+        *,
+        hint: str = "",
+        cause: str = "",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.row = CODES[slug]
+        self.message = message
+        self.hint = hint
+        self.cause = cause
+        self.data = data or {}
+
+    @property
+    def slug(self) -> str:
+        return self.row.slug
+
+    @property
+    def kind(self) -> str:
+        return self.row.kind
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.row.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The body every machine face sends: `{"error": {...}}`."""
+        return {
+            "error": {
+                "code": self.row.code,
+                "slug": self.row.slug,
+                "kind": self.row.kind,
+                "message": self.message,
+                "cause": self.cause,
+                "hint": self.hint,
+                "data": self.data,
+            }
+        }
+
+    def lines(self) -> list[str]:
+        """The three lines for people: error, cause, hint."""
+        lines = [f"error[{self.row.code}]: {self.message}"]
+        if self.cause:
+            lines.append(f"caused by: {self.cause}")
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return lines
+
+    @classmethod
+    def from_dict(cls, body: dict[str, Any]) -> CoreAgentError:
+        """Rebuild what `as_dict` sent; an unknown slug becomes `internal`."""
+        error = body.get("error", {})
+        slug = error.get("slug", "")
+        return cls(
+            slug if slug in CODES else "internal",
+            str(error.get("message", "unknown error")),
+            hint=str(error.get("hint", "")),
+            cause=str(error.get("cause", "")),
+            data=error.get("data") or {},
+        )

@@ -1,0 +1,235 @@
+"""Dispatch, attempt, and their legal moves. A queue item is a dispatch; one exec of the agent is an attempt."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Cost, Outcome, Reason, Usage
+
+
+class State(StrEnum):
+    """What a person sees of a dispatch. Every value is derived from evidence, never from a hope."""
+
+    QUEUED = "queued"
+    """Waits for a slot, a time (`waiting_until`) or a start."""
+    PREPARING = "preparing"
+    """Slot held; the workspace is being made or the shim started."""
+    RUNNING = "running"
+    """An agent was executed and its shim lives."""
+    PAUSED = "paused"
+    """A person stopped it between turns; `resume` goes on."""
+    BLOCKED = "blocked"
+    """The agent asked a question (BLOCKED.md); `resume --answer` goes on."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ACTIVE: frozenset[State] = frozenset({State.PREPARING, State.RUNNING})
+RESTING: frozenset[State] = frozenset({State.PAUSED, State.BLOCKED, State.COMPLETED, State.FAILED, State.CANCELLED})
+
+LEGAL_MOVES: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.PREPARING, State.PAUSED, State.CANCELLED, State.FAILED}),
+    State.PREPARING: frozenset({State.RUNNING, State.QUEUED, State.FAILED, State.CANCELLED, State.PAUSED}),
+    State.RUNNING: frozenset(
+        {State.QUEUED, State.PAUSED, State.BLOCKED, State.COMPLETED, State.FAILED, State.CANCELLED}
+    ),
+    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
+    State.BLOCKED: frozenset({State.QUEUED, State.CANCELLED}),
+    State.COMPLETED: frozenset({State.QUEUED}),
+    State.FAILED: frozenset({State.QUEUED}),
+    State.CANCELLED: frozenset({State.QUEUED}),
+}
+
+
+def check_move(old: State, new: State, what: str) -> None:
+    """Raise `illegal_move` unless `old -> new` stands in LEGAL_MOVES."""
+    if new not in LEGAL_MOVES[old]:
+        raise CoreAgentError("illegal_move", f"{what} is {old}; it cannot become {new}")
+
+
+class Fate(StrEnum):
+    """What a person decided about the result; beside the state."""
+
+    OPEN = "open"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class Stage(StrEnum):
+    """Where the completion pipeline of a dispatch stands."""
+
+    NONE = ""
+    HARVESTED = "harvested"
+    """`agent/<name>` in the user's repository is ready for review."""
+    HARVEST_REJECTED = "harvest_rejected"
+    """The work stays in the workspace and under a rescue ref."""
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class Harvest(BaseModel):
+    """What came back from a workspace when an attempt ended."""
+
+    model_config = ConfigDict(frozen=True)
+    status: Literal["none", "complete", "rejected"] = "none"
+    """`none`: there was nothing to bring."""
+    branch: str = ""
+    sha: str = ""
+    """Tip of the work, in the cache always, in the user's repository when complete."""
+    reason: str = ""
+    """Slug of why it was rejected: binary, too_large, too_many_files, bad_path, symlink_escape, branch_moved, ..."""
+    detail: str = ""
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    rescue_ref: str = ""
+
+
+class Options(BaseModel):
+    """What the caller asked for, kept with the dispatch so that a restart runs the very same thing."""
+
+    template: str = ""
+    plan_template: str = ""
+    persona: str = ""
+    variables: dict[str, str] = Field(default_factory=dict)
+    issue: int | None = None
+    pr: int | None = None
+    branch: str | None = None
+    """Start from this branch instead of HEAD."""
+    tag: str | None = None
+    """Start from this tag; the checkout is immutable (nothing is harvested)."""
+    timeout_s: float | None = None
+    idle_timeout_s: float | None = None
+    expect: Literal["changes", "none"] = "changes"
+    permissions: Literal["edits", "bypass"] | None = None
+    with_changes: bool = False
+    ephemeral: bool = False
+    args: list[str] = Field(default_factory=list)
+    """Extra arguments for the runner's CLI; pinned flags are refused."""
+    script: str = ""
+    """For the `scripted` runner: the YAML text."""
+
+
+class Attempt(BaseModel):
+    """One exec of an agent, or the claim of one that never came to an exec."""
+
+    id: str
+    dispatch_id: str
+    n: int
+    """1 for the first claim of the dispatch."""
+    kind: Literal["dispatch", "resume", "fresh"] = "dispatch"
+    prompt: str = ""
+    """What this turn says to the agent; empty for the first, whose prompt is `.meta/prompt.md`."""
+    resume_session: str = ""
+    claimed_at: datetime
+    started_at: datetime | None = None
+    """When the agent was executed (from the shim's record); None: it never was."""
+    ended_at: datetime | None = None
+    shim_pid: int = 0
+    shim_start: int = 0
+    """Kernel start time of the shim (clock ticks since boot), so that a reused pid is not taken for it."""
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    stopped_by: str = ""
+    """"", cancel, pause, attach, timeout, idle_timeout, output_limit, shutdown"""
+    reason: Reason | None = None
+    outcome: Outcome = Field(default_factory=Outcome)
+    harvest: Harvest = Harvest()
+
+
+class Dispatch(BaseModel):
+    """One task given to one agent in one workspace; the row that never leaves the history."""
+
+    id: str
+    org: str
+    repo: str
+    name: str
+    """Workspace name; branch is `agent/<name>`."""
+    repo_path: str
+    """The user's repository (absolute, real path of its top level)."""
+    base_ref: str = ""
+    """Branch or tag the workspace started from; what `accept` lands on when it is a branch."""
+    base_sha: str = ""
+    task: str
+    agent: str
+    """As it was asked for."""
+    runner: str
+    model: str = ""
+    pool: str
+    identity: str = ""
+    options: Options = Field(default_factory=Options)
+    priority: int = 0
+    state: State = State.QUEUED
+    reason: Reason | None = None
+    detail: str = ""
+    """One line for people: the error's message, the question's first line."""
+    question: str = ""
+    stage: Stage = Stage.NONE
+    fate: Fate = Fate.OPEN
+    waiting_until: datetime | None = None
+    waiting_for: str = ""
+    """Why a queued dispatch waits: slot, frozen, rate_limit, restart, workspace."""
+    session_id: str = ""
+    next_prompt: str = ""
+    """Set while queued by `resume`: what the next turn says."""
+    next_kind: Literal["dispatch", "resume", "fresh"] = "dispatch"
+    runs: int = 0
+    """Attempts that came to an exec."""
+    attempts: int = 0
+    attempt_id: str = ""
+    """The live or last attempt."""
+    usage: Usage = Usage()
+    cost: Cost = Cost()
+    harvest: Harvest = Harvest()
+    accepted_sha: str = ""
+    previous_sha: str = ""
+    """Where the landing branch stood before `accept`, for undo."""
+    left_out: int = 0
+    """Dirty files of the user's tree that the workspace started without."""
+    denied_tools: list[str] = Field(default_factory=list)
+    workspace_gone: bool = False
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    changed_at: datetime
+
+    @property
+    def workspace(self) -> str:
+        """The key people type: `org/repo/name`."""
+        return f"{self.org}/{self.repo}/{self.name}"
+
+    @property
+    def branch(self) -> str:
+        return f"agent/{self.name}"
+
+
+class Repo(BaseModel):
+    """A registered repository."""
+
+    org: str
+    name: str
+    path: str
+    default_branch: str = ""
+    trusted_hash: str = ""
+    """SHA-256 of the repository's `.core/` settings as they were when a person trusted them; "" = not trusted."""
+    bypass_consent: bool = False
+    """A person agreed once that agents may run here without asking and without a sandbox."""
+    added_at: datetime
+
+
+class Event(BaseModel):
+    """A stored bus message: written in the transaction of the change it tells of, published after it."""
+
+    seq: int = 0
+    at: datetime
+    name: str
+    dispatch_id: str = ""
+    workspace: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,314 @@
+"""What capabilities answer with: the shapes behind `--json` (docs/json.md) and behind the terminal views."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from coreagent.models.agent import AgentEvent, Cost, Reason, Usage
+from coreagent.models.dispatch import Fate, Stage, State
+
+
+class DispatchReply(BaseModel):
+    """Answer of `dispatch`, `resume` and `prep`."""
+
+    dispatch_id: str
+    workspace: str
+    state: State
+    branch: str
+    base_ref: str = ""
+    base_sha: str = ""
+    agent: str
+    pool: str
+    left_out: int = 0
+    """Dirty files of the user's tree that the workspace starts without (`--with-changes` carries them)."""
+    notes: list[str] = Field(default_factory=list)
+    """Things a person should read: left-out files, consent in force, a resumed workspace."""
+    resumed: bool = False
+    dry_run: bool = False
+    prompt: str = ""
+    """Dry run: the rendered prompt."""
+    argv: list[str] = Field(default_factory=list)
+    """Dry run: the command line that would be executed."""
+    path: str = ""
+    """The workspace directory."""
+
+
+class WorkspaceRow(BaseModel):
+    workspace: str
+    dispatch_id: str
+    state: State
+    reason: Reason | None = None
+    stage: Stage = Stage.NONE
+    fate: Fate = Fate.OPEN
+    waiting_until: datetime | None = None
+    waiting_for: str = ""
+    detail: str = ""
+    question: str = ""
+    needs_me: bool = False
+    """Blocked, failed, paused, or completed with changes nobody accepted or rejected."""
+    agent: str
+    pool: str
+    model: str = ""
+    bypass: bool = False
+    """Runs without asking and without a sandbox (consented)."""
+    branch: str = ""
+    task: str = ""
+    """First line, at most 120 characters."""
+    priority: int = 0
+    runs: int = 0
+    pid: int = 0
+    """The live shim, 0 when there is none."""
+    elapsed_s: float | None = None
+    last_tool: str = ""
+    last_text: str = ""
+    tokens: int = 0
+    cost: Cost = Cost()
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    denied_tools: list[str] = Field(default_factory=list)
+    harvest_reason: str = ""
+    created_at: datetime
+    changed_at: datetime
+
+
+class Counts(BaseModel):
+    queued: int = 0
+    preparing: int = 0
+    running: int = 0
+    paused: int = 0
+    blocked: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class PoolRow(BaseModel):
+    pool: str
+    running: int = 0
+    limit: int = 0
+    """0 = unlimited."""
+    queued: int = 0
+    frozen: bool = False
+    parked_until: datetime | None = None
+
+
+class StatusReport(BaseModel):
+    counts: Counts = Counts()
+    workspaces: list[WorkspaceRow] = Field(default_factory=list)
+    """Live ones and those that need a person, oldest first; `all` adds the settled ones."""
+    pools: list[PoolRow] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    """Store in memory only, bad settings file, frozen queue, daemon draining."""
+
+
+class WhyReport(BaseModel):
+    workspace: str
+    state: State
+    headline: str
+    """One sentence: why it is as it is."""
+    facts: list[str] = Field(default_factory=list)
+    """The evidence, oldest first."""
+    next: list[str] = Field(default_factory=list)
+    """Commands that a person may want now."""
+
+
+class WatchReply(BaseModel):
+    """Answer of one `watch` call: what happened after `since`, or nothing when the time ran out."""
+
+    seq: int
+    events: list[dict[str, Any]] = Field(default_factory=list)
+    workspaces: list[WorkspaceRow] = Field(default_factory=list)
+    timed_out: bool = False
+
+
+class MoveReply(BaseModel):
+    workspace: str
+    state: State
+    reason: Reason | None = None
+    note: str = ""
+
+
+class AcceptReply(BaseModel):
+    workspace: str
+    strategy: Literal["fast-forward", "merge", "squash", "rebase"]
+    onto: str
+    before: str
+    after: str
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    undo: str = ""
+    """The git command that takes it back."""
+
+
+class DiffReply(BaseModel):
+    workspace: str
+    base: str
+    head: str
+    live: bool = False
+    """Taken from the working tree of a running agent."""
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    text: str = ""
+    truncated: bool = False
+
+
+class LogEntry(BaseModel):
+    attempt: int
+    offset: int
+    event: AgentEvent
+
+
+class LogReply(BaseModel):
+    workspace: str
+    entries: list[LogEntry] = Field(default_factory=list)
+    next: str = ""
+    """Pass as `after` to go on."""
+    live: bool = False
+    stderr: str = ""
+
+
+class HistoryRow(BaseModel):
+    dispatch_id: str
+    workspace: str
+    agent: str
+    model: str = ""
+    template: str = ""
+    state: State
+    reason: Reason | None = None
+    fate: Fate
+    runs: int
+    tokens: int
+    cost: Cost
+    files: int
+    insertions: int
+    deletions: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    task: str
+
+
+class RescueRow(BaseModel):
+    workspace: str
+    n: int
+    ref: str
+    sha: str
+    reason: str
+    files: int = 0
+    at: datetime
+
+
+class QueueRow(BaseModel):
+    position: int
+    workspace: str
+    agent: str
+    pool: str
+    priority: int
+    waiting_for: str
+    waiting_until: datetime | None = None
+    queued_at: datetime
+
+
+class QueueReport(BaseModel):
+    frozen: bool = False
+    frozen_pools: list[str] = Field(default_factory=list)
+    rows: list[QueueRow] = Field(default_factory=list)
+
+
+class WorkspaceShow(BaseModel):
+    row: WorkspaceRow
+    path: str
+    exists: bool
+    repo_path: str
+    base_ref: str
+    base_sha: str
+    session_id: str
+    prompt: str = ""
+    attempts: list[dict[str, Any]] = Field(default_factory=list)
+    usage: Usage = Usage()
+    permissions: str = "edits"
+    keep_until: datetime | None = None
+
+
+class CleanReply(BaseModel):
+    removed: list[str] = Field(default_factory=list)
+    kept: dict[str, str] = Field(default_factory=dict)
+    """workspace -> why it stays."""
+    dry_run: bool = False
+
+
+class RepoRow(BaseModel):
+    org: str
+    name: str
+    path: str
+    default_branch: str = ""
+    trusted: bool = False
+    trust_stale: bool = False
+    """The repository's `.core/` settings changed after they were trusted."""
+    bypass_consent: bool = False
+
+
+class TrustReply(BaseModel):
+    repo: RepoRow
+    hash: str
+    settings: dict[str, str] = Field(default_factory=dict)
+    """File -> text of every `.core/` file that runs commands, as read from the base commit."""
+    applied: bool = False
+
+
+class AgentRow(BaseModel):
+    name: str
+    """Runner or named identity."""
+    kind: Literal["runner", "identity"]
+    runner: str
+    found: bool
+    path: str = ""
+    version: str = ""
+    minimum: str = ""
+    problem: str = ""
+    login: Literal["yes", "no", "unknown", "not_needed"] = "unknown"
+    login_how: str = ""
+    pool: str = ""
+    limit: int = 0
+    running: int = 0
+    roles: list[str] = Field(default_factory=list)
+
+
+class TemplateRow(BaseModel):
+    name: str
+    kind: Literal["template", "persona"]
+    summary: str
+    source: str
+
+
+class TemplateShow(BaseModel):
+    name: str
+    kind: Literal["template", "persona"]
+    source: str
+    text: str
+    variables: list[str] = Field(default_factory=list)
+
+
+class DaemonStatus(BaseModel):
+    pid: int
+    version: str
+    home: str
+    socket: str
+    uptime_s: float
+    rss_bytes: int
+    ephemeral: bool = False
+    draining: bool = False
+    running: int = 0
+    warnings: list[str] = Field(default_factory=list)
+
+
+class StopReply(BaseModel):
+    mode: Literal["leave", "drain", "now"]
+    running: int
+    note: str = ""

@@ -1,0 +1,68 @@
+"""Where everything lives: home, socket, logs. Ground floor: only `os`, so the terminal client can import it."""
+
+import os
+
+VERSION = "0.1.0"
+
+# sun_path is 108 bytes on Linux and 104 on macOS, the closing NUL included; the smaller holds everywhere.
+SOCKET_PATH_MAX = 103
+
+
+def home(env: "os._Environ[str] | dict[str, str]" = os.environ) -> str:
+    """Return the absolute home directory, `CORE_HOME` or `~/.core`; "" when neither can be told."""
+    chosen = env.get("CORE_HOME")
+    if chosen:
+        return os.path.abspath(chosen)
+    user = env.get("HOME")
+    return user.rstrip("/") + "/.core" if user else ""
+
+
+def daemon_socket(home: str) -> str:
+    """The socket the daemon listens on, mode 0600 in a directory of mode 0700."""
+    return home + "/run/daemon.sock"
+
+
+def daemon_lock(home: str) -> str:
+    """Held (flock) by the living daemon; its text is the pid."""
+    return home + "/run/daemon.lock"
+
+
+def daemon_log(home: str) -> str:
+    return home + "/run/daemon.log"
+
+
+def database(home: str) -> str:
+    """The one file that is the truth (docs/architecture.md, idea 3)."""
+    return home + "/db.duckdb"
+
+
+def settings_file(home: str) -> str:
+    return home + "/agents.yaml"
+
+
+def repo_cache(home: str, org: str, repo: str) -> str:
+    """The daemon's bare cache of one repository; never shares an inode with the user's objects."""
+    return f"{home}/repos/{org}/{repo}.git"
+
+
+def workspace_root(home: str) -> str:
+    return home + "/workspace"
+
+
+def attempt_dir(home: str, attempt_id: str) -> str:
+    """Spool of one attempt: spec.json, started, out, err, records, exit (see coreagent.shim)."""
+    return f"{home}/attempts/{attempt_id}"
+
+
+def attempt_socket(home: str, attempt_id: str) -> str:
+    """Control socket of one attempt's shim; the random half of the ULID keeps the path short."""
+    return f"{home}/run/{attempt_id[-12:]}.sock"
+
+
+def archive_dir(home: str, dispatch_id: str) -> str:
+    return f"{home}/archive/{dispatch_id}"
+
+
+def reports_dir(home: str) -> str:
+    """Where unexpected errors leave their report files."""
+    return home + "/reports"
