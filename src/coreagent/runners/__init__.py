@@ -1,0 +1,40 @@
+"""The family of agent runners: name -> `module:Class`, resolved on use: nobody pays for what is not dispatched."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Final
+
+from coreagent.errors import CoreAgentError
+
+if TYPE_CHECKING:
+    from coreagent.runners.base import Runner
+
+FAMILY: Final[dict[str, str]] = {
+    "claude": "coreagent.runners.claude:Claude",
+    "command": "coreagent.runners.command:Command",
+    "scripted": "coreagent.runners.scripted:Scripted",
+}
+
+
+def load(name: str) -> Runner:
+    """Return the runner of that name, or of a dotted path `package.module:Class`.
+
+    Raises: unknown_agent.
+    """
+    target = FAMILY.get(name, name if ":" in name and "." in name else "")
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        near = difflib.get_close_matches(name, FAMILY, n=1)
+        known = ", ".join(sorted(FAMILY))
+        raise CoreAgentError(
+            "unknown_agent",
+            f"no runner is called {name!r}",
+            hint=f"did you mean {near[0]!r}?" if near else f"known runners: {known}",
+        )
+    try:
+        runner: Runner = getattr(importlib.import_module(module_name), class_name)()
+    except (ImportError, AttributeError) as error:
+        raise CoreAgentError("unknown_agent", f"runner {name!r} cannot be loaded", cause=str(error)) from error
+    return runner

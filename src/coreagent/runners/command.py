@@ -1,0 +1,90 @@
+"""`command:NAME`: any program of agents.yaml as an agent. It gets the prompt on standard input and in CORE_AGENT_TASK.
+
+It has no protocol, so the exit status stands for the terminal event and every line of output is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Usage
+from coreagent.runners.base import (
+    TEXT_LIMIT,
+    Found,
+    Launch,
+    Login,
+    Parser,
+    Plan,
+    Runner,
+    RunnerSettings,
+    bounded,
+    which,
+)
+
+
+class Command(Runner):
+    """A program of the user's own; what it may do is what its settings say."""
+
+    name: ClassVar[str] = "command"
+    context_file: ClassVar[str] = "AGENTS.md"
+    resumable: ClassVar[bool] = False
+
+    def find(self, env: Mapping[str, str], settings: RunnerSettings) -> Found:
+        # Which program runs is told by commands.NAME, so there is nothing to find for the runner as such.
+        return Found(path=settings.path or "/bin/sh", version="")
+
+    def login(self, env: Mapping[str, str], settings: RunnerSettings) -> Login:
+        return Login("not_needed")
+
+    def plan(self, launch: Launch) -> Plan:
+        if launch.command is None or not launch.command.argv:
+            raise CoreAgentError(
+                "settings_invalid",
+                "the command runner needs a command with an argv",
+                hint="add `commands: {NAME: {argv: [program]}}` to agents.yaml and use `--agent command:NAME`",
+            )
+        program, *rest = launch.command.argv
+        env = {**launch.env, "TMPDIR": launch.tmp_dir, **launch.command.env}
+        # A name with a slash is relative to the checkout, as it would be in a shell there.
+        path = program if "/" in program else which(program, env)
+        if not path:
+            raise CoreAgentError(
+                "runner_missing",
+                f"the command's program {program!r} is not on the PATH",
+                hint="name it with its full path in agents.yaml, or check the PATH of the shell you dispatch from",
+            )
+        return Plan(
+            argv=[path, *rest, *launch.settings.args, *launch.args],
+            env=env,
+            session_id=launch.resume_session or launch.session_id,
+            stdin=launch.prompt.encode("utf-8", "replace"),
+            stop_signal="TERM",
+            directories=(launch.tmp_dir,),
+        )
+
+    def parser(self, previous_usage: Usage | None = None, previous_cost: Cost | None = None) -> Parser:
+        return CommandParser()
+
+
+class CommandParser(Parser):
+    """Lines in, text out."""
+
+    def feed(self, line: bytes) -> list[AgentEvent]:
+        if line.startswith(b'{"core_agent":'):
+            return super().feed(line)
+        # Cut before decoding: a line may have 100 MB.
+        text = bounded(line[: TEXT_LIMIT + 4].decode("utf-8", "replace").rstrip("\r\n"))
+        if not text.strip():
+            return []
+        events = [AgentEvent(kind=EventKind.TEXT, text=text)]
+        self._note(events)
+        return events
+
+    def read(self, record: dict[str, object]) -> list[AgentEvent]:
+        # Not our marker after all, but a program that prints JSON of its own.
+        return [AgentEvent(kind=EventKind.TEXT, text=bounded(record))]
+
+    def end(self, exit_code: int | None, signal: int | None, stderr_tail: bytes = b"") -> Outcome:
+        return self.by_exit_status(exit_code, signal, stderr_tail)
