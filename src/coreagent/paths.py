@@ -27,6 +27,16 @@ def daemon_lock(home: str) -> str:
     return home + "/run/daemon.lock"
 
 
+def start_lock(home: str) -> str:
+    """Held (flock) by the one client that starts the daemon; its text is the last failure to start."""
+    return home + "/run/start.lock"
+
+
+def passed_names(home: str) -> str:
+    """Names of environment variables that the settings add to what clients send; written by the daemon."""
+    return home + "/run/env.allow"
+
+
 def daemon_log(home: str) -> str:
     return home + "/run/daemon.log"
 
