@@ -282,14 +282,14 @@ class AgentRow(BaseModel):
 
 class TemplateRow(BaseModel):
     name: str
-    kind: Literal["template", "persona"]
+    kind: Literal["template", "persona", "plan"]
     summary: str
     source: str
 
 
 class TemplateShow(BaseModel):
     name: str
-    kind: Literal["template", "persona"]
+    kind: Literal["template", "persona", "plan"]
     source: str
     text: str
     variables: list[str] = Field(default_factory=list)
