@@ -25,33 +25,13 @@ TEXT_LIMIT: Final = 16 * 1024
 LINE_LIMIT: Final = 32 * 1024 * 1024
 """A longer line is not parsed (10 MiB was seen to be too little for a thread that is resumed)."""
 
+# fmt: off
 COMMON_VARIABLES: Final = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LC_*",
-    "LANGUAGE",
-    "TZ",
-    "TERM",
-    "COLORTERM",
-    "NO_COLOR",
-    "XDG_*",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "all_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "NODE_EXTRA_CA_CERTS",
-    "REQUESTS_CA_BUNDLE",
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "LANGUAGE", "TZ", "TERM", "COLORTERM", "NO_COLOR",
+    "XDG_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "all_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE",
 )
+# fmt: on
 """What any agent may see of its client's environment; a runner's own `variables` come on top."""
 
 Permissions = Literal["edits", "bypass"]

@@ -1,0 +1,424 @@
+"""A model that says what a script says: an HTTP server on loopback that speaks the models' own wire formats.
+
+`doctor --offline` proves an installation with it, and the tests run the real agent CLIs against it. It decides nothing:
+the step of a script is chosen by what the conversation already holds, so it survives a resume and its own restart. It
+knows wires, not runners. Run it alone with `python -m coreagent.modelserver --script FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import yaml
+
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Usage
+from coreagent.wires import anthropic
+
+# Where the CLIs tell the model about their directory.
+_CWD: Final = re.compile(r"(?:[Ww]orking directory|cwd)\s*[:=]\s*(/[^\n<]*)")
+_SECRETS: Final = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
+BODY_LIMIT: Final = 64 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool the model decides to use. `{cwd}` in any text of `input` becomes the client's working directory."""
+
+    name: str
+    input: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One answer of the model, or one way of failing."""
+
+    text: str = ""
+    tools: Sequence[Tool] = ()
+    usage: Usage = field(default_factory=lambda: Usage(input=1000, output=50))
+    stop_reason: str = ""
+    error: int = 0
+    """An HTTP status instead of an answer."""
+    message: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """Drop the connection in the middle of the stream."""
+    hang: bool = False
+    """Accept the request and never answer."""
+    delay_s: float = 0.0
+    gate: str = ""
+    """Hold the answer until `release(gate)`."""
+    times: int = 0
+    """With `then`: how many requests get this step before `then` takes its place; 0 is always."""
+    then: Step | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """Answers to the conversation whose latest matching user message contains `key`; "" matches every one."""
+
+    key: str
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request as it came, raw."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    key: str = ""
+    step: int = -1
+    """Index of the step that answered; -1 when none did."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        body = json.loads(self.body or b"{}")
+        return body if isinstance(body, dict) else {}
+
+
+class ModelServer:
+    """The server; a context manager. `url` is what a CLI's base URL variable gets."""
+
+    def __init__(
+        self, scripts: Sequence[Script], *, host: str = "127.0.0.1", port: int = 0, log: Path | None = None
+    ) -> None:
+        self.scripts = list(scripts)
+        self.requests: list[Recorded] = []
+        self._served: dict[tuple[str, int], int] = {}
+        self._log = log
+        self._changed = threading.Condition()
+        self._released: set[str] = set()
+        self._closing = False
+        self._http = _Http((host, port), self)
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, name="modelserver", daemon=True
+        )
+
+    @property
+    def url(self) -> str:
+        host, port = self._http.server_address[:2]
+        return f"http://{host if isinstance(host, str) else host.decode()}:{port}"
+
+    def start(self) -> Self:
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Let every held request go and stop. Idempotent."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._http.shutdown()
+            self._thread.join()
+        self._http.server_close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def release(self, gate: str) -> None:
+        """Let the requests held at `gate` be answered, now and later."""
+        with self._changed:
+            self._released.add(gate)
+            self._changed.notify_all()
+
+    def wait_requests(self, count: int, timeout_s: float = 10.0, key: str | None = None) -> bool:
+        """Wait until `count` model requests came (of one script's key when given); False when time ran out."""
+
+        def enough() -> bool:
+            return sum(1 for r in self.requests if r.step >= 0 and (key is None or r.key == key)) >= count
+
+        with self._changed:
+            return self._changed.wait_for(enough, timeout_s)
+
+    # ---- what the handler asks ----
+
+    def choose(self, request: anthropic.Request) -> tuple[str, int, Step]:
+        """Pick the script and step for a conversation; a conversation no script knows gets a plain answer."""
+        best: tuple[int, int, Script] | None = None
+        for script in self.scripts:
+            for index in range(len(request.turns) - 1, -1, -1):
+                turn = request.turns[index]
+                if turn.role == "user" and script.key in turn.text and (script.key or turn.text):
+                    rank = (index, len(script.key), script)
+                    if best is None or rank[:2] > best[:2]:
+                        best = rank
+                    break
+        if best is None:
+            return "", -1, Step(text="No script knows this conversation.")
+        index, _, script = best
+        done = sum(turn.tool_results for turn in request.turns[index + 1 :])
+        number = min(done, len(script.steps) - 1)
+        return script.key, number, self._turn_of(script.key, number, script.steps[number])
+
+    def _turn_of(self, key: str, number: int, step: Step) -> Step:
+        with self._changed:
+            served = self._served.get((key, number), 0)
+            self._served[key, number] = served + 1
+        while step.then is not None and step.times and served >= step.times:
+            served -= step.times
+            step = step.then
+        return step
+
+    def record(self, recorded: Recorded) -> None:
+        with self._changed:
+            self.requests.append(recorded)
+            if self._log is not None:
+                headers = {n: "***" if n.lower() in _SECRETS else v for n, v in recorded.headers.items()}
+                line = {
+                    "method": recorded.method,
+                    "path": recorded.path,
+                    "headers": headers,
+                    "key": recorded.key,
+                    "step": recorded.step,
+                    "body": recorded.body.decode("utf-8", "replace"),
+                }
+                with self._log.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(line) + "\n")
+            self._changed.notify_all()
+
+    def hold(self, step: Step) -> bool:
+        """Wait as the step says; False when the server closes meanwhile, and so there is nobody to answer for."""
+        with self._changed:
+            if step.delay_s:
+                self._changed.wait_for(lambda: self._closing, step.delay_s)
+            if step.hang or step.gate:
+                self._changed.wait_for(lambda: self._closing or (not step.hang and step.gate in self._released))
+            return not self._closing
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    # A client that was killed leaves its thread in a hold; close() must not wait for it.
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], model: ModelServer) -> None:
+        self.model = model
+        super().__init__(address, _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is the normal end of a killed agent."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Http
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """The request log is `record`, not stderr."""
+
+    def do_HEAD(self) -> None:
+        self._note(b"")
+        self._json(200, {})
+
+    def do_GET(self) -> None:
+        self._note(b"")
+        self._json(200, {"data": [], "has_more": False})
+
+    def do_POST(self) -> None:
+        try:
+            length = int(self.headers.get("content-length", "0"))
+        except ValueError:
+            length = -1
+        if not 0 <= length <= BODY_LIMIT:
+            self._json(413, anthropic.encode_error(413, "request too large"), close=True)
+            return
+        body = self.rfile.read(length)
+        path = self.path.partition("?")[0]
+        if path == "/v1/messages":
+            self._messages(body)
+            return
+        self._note(body)
+        if path == "/v1/messages/count_tokens":
+            self._json(200, {"input_tokens": 10})
+        else:
+            self._json(404, anthropic.encode_error(404, f"no such endpoint: {path}"))
+
+    def _note(self, body: bytes, key: str = "", step: int = -1) -> None:
+        self.server.model.record(Recorded(self.command, self.path, dict(self.headers.items()), body, key, step))
+
+    def _messages(self, body: bytes) -> None:
+        try:
+            raw = json.loads(body)
+        except ValueError:
+            raw = None
+        if not isinstance(raw, dict):
+            self._note(body)
+            self._json(400, anthropic.encode_error(400, "the body is not a JSON object"))
+            return
+        request = anthropic.decode_request(raw)
+        key, number, step = self.server.model.choose(request)
+        self._note(body, key, number)
+        if not self.server.model.hold(step):
+            self.close_connection = True
+            return
+        if step.error:
+            self._json(
+                step.error,
+                anthropic.encode_error(step.error, step.message or f"scripted error {step.error}"),
+                headers=step.headers,
+            )
+            return
+        reply = _reply(step, request)
+        if request.stream:
+            self._stream(reply, step)
+        elif step.cut:
+            self.close_connection = True
+        else:
+            self._json(200, anthropic.encode_reply(reply), headers=step.headers)
+
+    def _stream(self, reply: anthropic.Reply, step: Step) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream; charset=utf-8")
+        # Chunked, so that a cut stream is seen as cut and not as a short one.
+        self.send_header("transfer-encoding", "chunked")
+        for name, value in step.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for event in anthropic.stream_events(reply):
+            if step.cut and event["type"] in ("content_block_stop", "message_delta"):
+                self.close_connection = True
+                return
+            chunk = anthropic.encode_sse(event)
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            self.wfile.flush()
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _json(
+        self, status: int, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None, close: bool = False
+    ) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if close:
+            self.send_header("connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def _reply(step: Step, request: anthropic.Request) -> anthropic.Reply:
+    identity = uuid.uuid4().hex[:20]
+    cwd = working_directory(request)
+    blocks: list[anthropic.Text | anthropic.ToolUse] = []
+    if step.text or not step.tools:
+        blocks.append(anthropic.Text(step.text))
+    for index, tool in enumerate(step.tools):
+        blocks.append(anthropic.ToolUse(f"toolu_{identity}{index}", tool.name, _filled(tool.input, cwd)))
+    return anthropic.Reply(f"msg_{identity}", request.model, tuple(blocks), step.usage, step.stop_reason)
+
+
+def working_directory(request: anthropic.Request) -> str:
+    """Return the directory the client told the model about, or "."."""
+    for text in (request.system, *(turn.text for turn in request.turns)):
+        match = _CWD.search(text)
+        if match:
+            return match.group(1).strip()
+    return "."
+
+
+def _filled(value: Any, cwd: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{cwd}", cwd)
+    if isinstance(value, Mapping):
+        return {key: _filled(item, cwd) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(item, cwd) for item in value]
+    return value
+
+
+# ---- scripts as files -----------------------------------------------------------------------------------------------
+
+
+def parse_scripts(text: str) -> list[Script]:
+    """Read `scripts: [{key, steps: [...]}]` (YAML or JSON); the steps have the fields of Step.
+
+    Raises: bad_script.
+    """
+    try:
+        raw = yaml.safe_load(text)
+        if not isinstance(raw, dict) or set(raw) != {"scripts"} or not raw["scripts"]:
+            raise ValueError("the file must hold one key, `scripts`, with a list")
+        return [_build(Script, item, {"steps": _steps}) for item in raw["scripts"]]
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise CoreAgentError("bad_script", "the model's script cannot be read", cause=str(error)) from error
+
+
+def _steps(items: Any) -> list[Step]:
+    if not isinstance(items, list) or not items:
+        raise ValueError("`steps` must be a list that is not empty")
+    return [_build_step(item) for item in items]
+
+
+def _build_step(item: Any) -> Step:
+    return _build(
+        Step,
+        item,
+        {
+            "tools": lambda tools: [_build(Tool, tool, {}) for tool in tools],
+            "usage": Usage.model_validate,
+            "then": _build_step,
+            "headers": lambda headers: {str(name): str(value) for name, value in headers.items()},
+        },
+    )
+
+
+def _build(kind: Callable[..., T], item: Any, readers: Mapping[str, Callable[[Any], Any]]) -> T:
+    if not isinstance(item, dict):
+        raise TypeError(f"expected a mapping, found {item!r:.80}")
+    return kind(**{str(key): readers[key](value) if key in readers else value for key, value in item.items()})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve a script file until a signal; prints `{"url": ...}` first."""
+    parser = argparse.ArgumentParser(prog="coreagent.modelserver", description="A scripted model on loopback.")
+    parser.add_argument("--script", required=True, type=Path, help="YAML or JSON: scripts: [{key, steps}]")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="append every request to this file, one JSON object a line")
+    options = parser.parse_args(argv)
+    try:
+        scripts = parse_scripts(options.script.read_text(encoding="utf-8"))
+    except CoreAgentError as error:
+        sys.stderr.write("\n".join(error.lines()) + "\n")
+        return error.exit_code
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with ModelServer(scripts, port=options.port, log=options.log) as server, suppress(BrokenPipeError):
+        sys.stdout.write(json.dumps({"url": server.url}) + "\n")
+        sys.stdout.flush()
+        while not stop.is_set():
+            # A plain wait() would hold a signal back until somebody else wakes the thread.
+            time.sleep(0.1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
