@@ -1,0 +1,147 @@
+"""MCP proper: the library's server over our byte stream, one per client.
+
+`mcp.server` comes in once the library may be loaded. Which tools there are and what they answer is `mcp.tools`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import anyio
+import mcp_types as types
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+from mcp.shared.message import SessionMessage
+
+from coreagent.capability import Caller, Capability
+from coreagent.mcp import tools
+from coreagent.mcp.server import Reader, Write
+from coreagent.models.dispatch import Event
+from coreagent.paths import VERSION
+
+MESSAGE_MAX = 8 * 1024 * 1024
+"""Bytes of one message from a client; the largest argument is a task's text."""
+HEARTBEAT_S = 5.0
+"""How often a waiting `watch` reports progress, so that a client's own time limit does not end it."""
+INSTRUCTIONS = (
+    "Runs coding agents on tasks in checkouts of their own. agentic_dispatch starts one and returns at once;"
+    " agentic_watch waits for news (pass the last `seq` as `since`); agentic_status tells what runs, waits and needs a"
+    " person; agentic_resume answers a blocked agent or asks one again. Finished work lies on the branch agent/<name>;"
+    " accepting it is left to the person."
+)
+
+_Context = ServerRequestContext[Any, Any]
+
+
+async def session(core: Any, caller: Caller, reader: Reader, write: Write) -> None:
+    """Serve one client; see `coreagent.mcp.server.serve`."""
+    to_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    to_client, from_server = anyio.create_memory_object_stream[SessionMessage](0)
+    server = _server(core, caller)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_pump_in, reader, to_server)
+        group.start_soon(_pump_out, from_server, write, group.cancel_scope)
+        await server.run(from_client, to_client, server.create_initialization_options())
+        group.cancel_scope.cancel()
+
+
+def _server(core: Any, caller: Caller) -> Server[Any]:
+    async def list_tools(_: _Context, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=tools.offered(caller))
+
+    async def call_tool(context: _Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+        found = tools.named(params.name)
+        if found is None:
+            raise MCPError(types.INVALID_PARAMS, f"unknown tool: {params.name}")
+        arguments = params.arguments or {}
+        if found.name == "watch" and context.meta and "progress_token" in context.meta:
+            return await _watch(core, caller, found, arguments, context)
+        return await tools.answer(core, caller, found, arguments)
+
+    return Server(
+        "core-agent", version=VERSION, instructions=INSTRUCTIONS, on_list_tools=list_tools, on_call_tool=call_tool
+    )
+
+
+async def _watch(
+    core: Any, caller: Caller, found: Capability, arguments: dict[str, Any], context: _Context
+) -> types.CallToolResult:
+    """A `watch` that shows signs of life while it waits: each event as it comes, and a heartbeat."""
+    news = core.bus.subscribe()
+    teller = asyncio.create_task(_tell(news, str(arguments.get("workspace") or ""), context))
+    try:
+        return await tools.answer(core, caller, found, arguments)
+    finally:
+        news.close()
+        teller.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await teller
+
+
+async def _tell(news: Any, workspace: str, context: _Context) -> None:
+    count = 0
+    coming = asyncio.ensure_future(anext(news))
+    try:
+        while True:
+            done, _ = await asyncio.wait({coming}, timeout=HEARTBEAT_S)
+            message = "waiting"
+            if done:
+                event: Event = coming.result()
+                coming = asyncio.ensure_future(anext(news))
+                if not _concerns(event, workspace):
+                    continue
+                message = f"{event.name} {event.workspace}".strip()
+            count += 1
+            await context.session.report_progress(count, message=message)
+    except StopAsyncIteration:
+        return
+    finally:
+        coming.cancel()
+
+
+def _concerns(event: Event, workspace: str) -> bool:
+    """Whether an event is about the workspace asked for, under any of the names that a person may use for it."""
+    return not workspace or f"/{event.workspace}".endswith(f"/{workspace}") or event.dispatch_id.startswith(workspace)
+
+
+async def _pump_in(reader: Reader, to_server: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
+    """Cut the client's bytes into messages; one that cannot be read is handed on as the error that it is."""
+    async with to_server:
+        waiting = bytearray()
+        while chunk := await reader.read(65536):
+            seen = len(waiting)
+            waiting += chunk
+            while (end := waiting.find(b"\n", seen)) >= 0:
+                line = bytes(waiting[:end])
+                del waiting[: end + 1]
+                seen = 0
+                if line.strip():
+                    await to_server.send(_message(line))
+            if len(waiting) > MESSAGE_MAX:
+                # Not to be told from a message by cutting it, so the session ends here.
+                return
+
+
+def _message(line: bytes) -> SessionMessage | Exception:
+    try:
+        return SessionMessage(types.jsonrpc_message_adapter.validate_json(line, by_name=False))
+    except ValueError as error:
+        return error
+
+
+async def _pump_out(
+    from_server: MemoryObjectReceiveStream[SessionMessage], write: Write, scope: anyio.CancelScope
+) -> None:
+    async with from_server:
+        async for item in from_server:
+            text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+            try:
+                await write(text.encode() + b"\n")
+            except OSError:
+                # The client is gone: its calls end, what they started goes on.
+                scope.cancel()
+                return
