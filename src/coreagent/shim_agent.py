@@ -1,0 +1,78 @@
+"""What the shim's child does between fork and exec: wait for the claim, undo all that is the shim's, execute.
+
+Ground floor, standard library only; shim.py comes in. It must not know what happens to the agent afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+from coreagent.procfs import MARKER
+
+TYPE_CHECKING = False  # `typing` would cost the shim more than all of its other imports
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+
+
+def prctl(option: int, value: int | bytes) -> bool:
+    """Ask the Linux kernel; False elsewhere."""
+    return sys.platform.startswith("linux") and bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
+
+
+def become_agent(
+    spec: dict[str, Any], umask: int, parent: int, gate_r: int, fail_w: int, out_w: int, err_w: int
+) -> NoReturn:
+    """In the child: wait for the claim, undo everything that is the shim's, execute."""
+    step = "prepare"
+    try:
+        signal.set_wakeup_fd(-1)
+        # A group of its own, not a session: a session leader would get the first terminal it opens, and its hangup.
+        os.setpgid(0, 0)
+        if os.read(gate_r, 1) != b"g":
+            os._exit(0)
+        # Nobody would watch the agent, cap its output or enforce its limits once the shim was killed.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):
+                pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        step = "stdin"
+        stdin = os.open(spec.get("stdin") or os.devnull, os.O_RDONLY)
+        for fd, target in ((stdin, 0), (out_w, 1), (err_w, 2)):
+            os.dup2(fd, target)
+        step = "working directory"
+        os.chdir(spec["cwd"])
+        os.umask(umask)
+        os.nice(int(spec.get("nice") or 0))
+        step = "execute"
+        execute(spec)
+    except BaseException as error:  # whatever it was, the child must not go on as a second shim
+        cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
+        os.write(fail_w, f"{step}: {cause}".encode()[:4096])
+    finally:
+        os._exit(127)
+
+
+def execute(spec: dict[str, Any]) -> None:
+    argv = [str(word) for word in spec["argv"]]
+    env = {str(name): str(value) for name, value in spec["env"].items()}
+    env[MARKER] = str(spec["attempt"])
+    places = [""] if "/" in argv[0] else [f"{place or '.'}/" for place in env.get("PATH", os.defpath).split(":")]
+    first: OSError | None = None
+    for place in places:
+        try:
+            os.execve(place + argv[0], argv, env)
+        except OSError as error:
+            # A later directory may still have it; what stood in the way of a found file says more than "not found".
+            if first is None or isinstance(first, FileNotFoundError):
+                first = error
+    raise first or FileNotFoundError(2, "not found")
