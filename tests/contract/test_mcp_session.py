@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -87,6 +87,10 @@ def registry() -> Iterator[None]:
     REGISTRY.update(before)
 
 
+def reading(stream: asyncio.StreamReader) -> Callable[[], Awaitable[bytes]]:
+    return lambda: stream.read(65536)
+
+
 class Wire:
     """A client's transport whose other end is `serve`, joined by bytes in both directions."""
 
@@ -101,7 +105,7 @@ class Wire:
         async def write(data: bytes) -> None:
             down.feed_data(data)
 
-        task = asyncio.create_task(serve(self.core, self.caller, up, write))
+        task = asyncio.create_task(serve(self.core, self.caller, reading(up), write))
         to_client, client_in = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         client_out, from_client = anyio.create_memory_object_stream[SessionMessage](0)
 
@@ -219,7 +223,7 @@ def test_a_lost_client_cancels_its_calls() -> None:
         async def write(data: bytes) -> None:
             sent.append(data)
 
-        task = asyncio.create_task(serve(wire.core, wire.caller, up, write))
+        task = asyncio.create_task(serve(wire.core, wire.caller, reading(up), write))
         for message in (
             {"id": 1, "method": "initialize", "params": {"protocolVersion": "2025-06-18", "capabilities": {},
              "clientInfo": {"name": "t", "version": "1"}}},
@@ -266,7 +270,7 @@ def test_a_line_that_is_no_message_is_answered_and_the_session_goes_on() -> None
         async def write(data: bytes) -> None:
             sent.feed_data(data)
 
-        task = asyncio.create_task(serve(wire.core, wire.caller, up, write))
+        task = asyncio.create_task(serve(wire.core, wire.caller, reading(up), write))
         up.feed_data(b'{"jsonrpc": "2.0", "id": 1, "method"\n\n\xff\xfe\n')
         up.feed_data(b'{"jsonrpc": "2.0", "id": 2, "method": "ping"}\n')
         while True:

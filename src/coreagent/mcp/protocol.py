@@ -19,12 +19,14 @@ from mcp.shared.message import SessionMessage
 
 from coreagent.capability import Caller, Capability
 from coreagent.mcp import tools
-from coreagent.mcp.server import Reader, Write
+from coreagent.mcp.server import Receive, Send
 from coreagent.models.dispatch import Event
 from coreagent.paths import VERSION
 
 MESSAGE_MAX = 8 * 1024 * 1024
 """Bytes of one message from a client; the largest argument is a task's text."""
+PIECE = 256 * 1024
+"""Bytes written at once; a frame of the daemon's socket holds a little less than 1 MiB."""
 HEARTBEAT_S = 5.0
 """How often a waiting `watch` reports progress, so that a client's own time limit does not end it."""
 INSTRUCTIONS = (
@@ -37,14 +39,14 @@ INSTRUCTIONS = (
 _Context = ServerRequestContext[Any, Any]
 
 
-async def session(core: Any, caller: Caller, reader: Reader, write: Write) -> None:
+async def session(core: Any, caller: Caller, receive: Receive, send: Send) -> None:
     """Serve one client; see `coreagent.mcp.server.serve`."""
     to_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     to_client, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     server = _server(core, caller)
     async with anyio.create_task_group() as group:
-        group.start_soon(_pump_in, reader, to_server)
-        group.start_soon(_pump_out, from_server, write, group.cancel_scope)
+        group.start_soon(_pump_in, receive, to_server)
+        group.start_soon(_pump_out, from_server, send, group.cancel_scope)
         await server.run(from_client, to_client, server.create_initialization_options())
         group.cancel_scope.cancel()
 
@@ -108,11 +110,11 @@ def _concerns(event: Event, workspace: str) -> bool:
     return not workspace or f"/{event.workspace}".endswith(f"/{workspace}") or event.dispatch_id.startswith(workspace)
 
 
-async def _pump_in(reader: Reader, to_server: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
+async def _pump_in(receive: Receive, to_server: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
     """Cut the client's bytes into messages; one that cannot be read is handed on as the error that it is."""
     async with to_server:
         waiting = bytearray()
-        while chunk := await reader.read(65536):
+        while chunk := await receive():
             seen = len(waiting)
             waiting += chunk
             while (end := waiting.find(b"\n", seen)) >= 0:
@@ -134,13 +136,14 @@ def _message(line: bytes) -> SessionMessage | Exception:
 
 
 async def _pump_out(
-    from_server: MemoryObjectReceiveStream[SessionMessage], write: Write, scope: anyio.CancelScope
+    from_server: MemoryObjectReceiveStream[SessionMessage], send: Send, scope: anyio.CancelScope
 ) -> None:
     async with from_server:
         async for item in from_server:
-            text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+            data = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
             try:
-                await write(text.encode() + b"\n")
+                for start in range(0, len(data), PIECE):
+                    await send(data[start : start + PIECE])
             except OSError:
                 # The client is gone: its calls end, what they started goes on.
                 scope.cancel()

@@ -9,24 +9,18 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from coreagent.capability import Caller
 
 
-class Reader(Protocol):
-    """What is needed of an `asyncio.StreamReader`: up to `n` bytes, b"" at the end."""
-
-    async def read(self, n: int) -> bytes: ...
-
-
-Write = Callable[[bytes], Awaitable[None]]
+Receive = Callable[[], Awaitable[bytes]]
+"""The next piece of the client's input, b"" at its end."""
+Send = Callable[[bytes], Awaitable[None]]
+"""Returns when the bytes are accepted; raises OSError when the client is gone."""
 
 
-async def serve(core: Any, caller: Caller, reader: Reader, write: Write) -> None:
-    """Serve one client until its input ends or it can no longer be written to; its open calls are cancelled then.
-
-    `write` returns when the bytes are accepted, and raises OSError when the client is gone.
-    """
+async def serve(core: Any, caller: Caller, receive: Receive, send: Send) -> None:
+    """Serve one client until its input ends or it is gone; its open calls are cancelled then."""
     protocol = await asyncio.to_thread(importlib.import_module, "coreagent.mcp.protocol")
-    await protocol.session(core, caller, reader, write)
+    await protocol.session(core, caller, receive, send)
