@@ -1,0 +1,324 @@
+"""The terminal client: says who asks for what, copies what comes back, leaves with the exit code.
+
+It starts in the time of an empty Python because it imports `sys`, `os`, `_socket`, `_signal` and two ground-floor
+modules (pinned by a test); everything else is imported where a rare path needs it. It knows no command.
+"""
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import os
+import sys
+
+from coreagent import paths, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+INTERRUPTED = 130
+COMPLETE = "_CORE_AGENT_COMPLETE"
+
+_LEAVE_SCREEN = b"\x1b[?1049l\x1b[?25h"
+
+
+class Again(Exception):
+    """The daemon gives way to another one: connect and ask once more."""
+
+
+class Line:
+    """One connection to the daemon, from the first frame to the exit code."""
+
+    def __init__(self, sock: "_socket.socket", ttys: str) -> None:
+        self.sock = sock
+        self.ttys = ttys
+        self.interrupts = 0
+        self.pumping = False
+        self.wanted = False
+        self.special_screen = False
+        self._sending = False
+        self._unsent = b""
+
+    def send(self, data: bytes) -> None:
+        """Send whole frames; a signal handler that comes in between waits for its turn."""
+        if self._sending or self._unsent:
+            self._unsent += data
+            return
+        self._sending = True
+        try:
+            self._push(data)
+            while self._unsent and not self.pumping:
+                data, self._unsent = self._unsent, b""
+                self._push(data)
+        finally:
+            self._sending = False
+
+    def _push(self, data: bytes) -> None:
+        if not self.pumping:
+            self.sock.sendall(data)
+            return
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        self._unsent = data[sent:] + self._unsent
+
+    def flush(self) -> None:
+        data, self._unsent = self._unsent, b""
+        self.send(data)
+
+    def signals(self) -> None:
+        if _signal.getsignal(_signal.SIGINT) is not _signal.SIG_IGN:
+            _signal.signal(_signal.SIGINT, self._on_interrupt)
+        _signal.signal(_signal.SIGTERM, self._on_stop)
+        if "1" in self.ttys:
+            _signal.signal(_signal.SIGWINCH, self._on_window)
+
+    def _on_interrupt(self, number: int, frame: object) -> None:
+        self.interrupts += 1
+        if self.interrupts > 1:
+            self.leave(INTERRUPTED)
+        self._tell(wire.frame(wire.INTERRUPT))
+
+    def _on_stop(self, number: int, frame: object) -> None:
+        self._tell(wire.frame(wire.STOP))
+        self.leave(128 + number)
+
+    def _on_window(self, number: int, frame: object) -> None:
+        columns, lines = wire.window(self.ttys)
+        self._tell(wire.frame(wire.WINDOW, b"%d %d" % (columns, lines)))
+
+    def _tell(self, data: bytes) -> None:
+        try:
+            self.send(data)
+        except OSError:
+            pass  # the daemon is gone; the read that was interrupted finds out and says so
+
+    def leave(self, code: int) -> None:
+        """Leave now, the screen as a person wants it."""
+        self.restore()
+        os._exit(code)
+
+    def restore(self) -> None:
+        if self.special_screen:
+            write(1, _LEAVE_SCREEN)
+            self.special_screen = False
+
+    def copy(self) -> int:
+        """Copy frames until the exit code comes, and return it.
+
+        Raises: Again, ConnectionError when the daemon goes away, BadFrame.
+        """
+        decoder = wire.Decoder(wire.FROM_DAEMON)
+        while True:
+            data = self._read() if self.pumping else self.sock.recv(262144)
+            if not data:
+                raise ConnectionResetError
+            for kind, payload in decoder.feed(data):
+                if kind == wire.OUT:
+                    if self.ttys[1] == "1" and b"\x1b[?" in payload:
+                        self.special_screen = True
+                    write(1, payload)
+                elif kind == wire.ERR:
+                    write(2, payload)
+                elif kind == wire.EXIT:
+                    return int(payload)
+                elif kind == wire.WANT:
+                    self.pump()
+                    self.wanted = True
+                elif kind == wire.LOCAL:
+                    here([os.fsdecode(word) for word in payload.split(b"\0")] if payload else [])
+                elif kind == wire.NOTICE:
+                    what, _, text = payload.partition(b"\0")
+                    if what == wire.AGAIN:
+                        raise Again
+                    slug, _, message = text.decode("utf-8", "replace").partition("\0")
+                    return fail(slug, message)
+
+    def pump(self) -> None:
+        """From now on, neither end may hold up the other: sending no longer waits."""
+        if not self.pumping:
+            self.pumping = True
+            self.sock.setblocking(False)
+
+    def _read(self) -> bytes:
+        # Sending never waits here: the daemon may itself be waiting for us to read.
+        import select
+
+        while True:
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            if self.wanted and not self._unsent:
+                poll.register(0, select.POLLIN)
+            ready = dict(poll.poll())
+            events = ready.get(self.sock.fileno(), 0)
+            if events & select.POLLOUT:
+                self.flush()
+            if events & ~select.POLLOUT:
+                return self.sock.recv(262144)
+            if 0 in ready:
+                self._take_input()
+
+    def _take_input(self) -> None:
+        """Answer one `WANT`: one piece of standard input, or its end."""
+        try:
+            data = os.read(0, 65536)
+        except OSError:
+            data = b""
+        self.wanted = False
+        self.send(wire.frame(wire.INPUT, data) if data else wire.frame(wire.END))
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write everything. A reader that went away ends us as it ends any program: by SIGPIPE."""
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            import select
+
+            waiting = select.poll()
+            waiting.register(fd, select.POLLOUT)
+            waiting.poll()
+        except BrokenPipeError:
+            _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+            os.kill(os.getpid(), _signal.SIGPIPE)
+        except OSError:
+            return  # closed by whoever started us: nobody wants to see this
+
+
+def connect(home: str, start: bool = True) -> "_socket.socket | None":
+    """Connect to the daemon, starting it when it is not there; None when it is not to be started.
+
+    Raises: CoreAgentError.
+    """
+    path = paths.daemon_socket(home)
+    for attempt in range(3):
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            if not start:
+                return None
+            from coreagent.daemon.launch import launch
+
+            launch(home)
+        except OSError as error:
+            sock.close()
+            from coreagent.daemon.launch import unreachable
+
+            raise unreachable(home, error) from None
+        else:
+            uid = wire.peer(sock)[1]
+            if uid not in (os.getuid(), 0, -1):
+                from coreagent.errors import CoreAgentError
+
+                raise CoreAgentError("foreign_user", f"the daemon of {home} belongs to user {uid}, not to you")
+            return sock
+        if attempt == 2:
+            break
+    from coreagent.daemon.launch import unreachable
+
+    raise unreachable(home, None)
+
+
+def extra_names(home: str) -> "list[str]":
+    """The environment names that the settings add; the daemon wrote them down where a client can read them fast."""
+    try:
+        with open(paths.passed_names(home)) as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def here(argv: "list[str]") -> "NoReturn":
+    """Run a command in this process and leave with its exit code, the interpreter's leave-taking included."""
+    from coreagent.cli.run import in_process
+
+    sys.exit(in_process(argv))
+
+
+def ask(argv: "list[str]", kind: bytes, start: bool = True) -> "int | None":
+    """Have the daemon do it, wherever the daemon is by then; None when there is none and none is to be started.
+
+    Raises: CoreAgentError, ConnectionError, BadFrame.
+    """
+    home = paths.home()
+    if not home:
+        return fail("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+    for _ in range(4):
+        sock = connect(home, start)
+        if sock is None:
+            return None
+        opening = wire.describe(argv, os.environ, extra_names(home))
+        opening.version = paths.VERSION
+        opening.executable = sys.executable
+        line = Line(sock, opening.ttys)
+        line.signals()
+        try:
+            line.send(wire.frame(kind, opening.pack()))
+            return line.copy()
+        except Again:
+            sock.close()
+        finally:
+            line.restore()
+    return fail("daemon_unreachable", "the daemon keeps giving way to another one")
+
+
+def fail(slug: str, message: str, hint: str = "", cause: str = "") -> int:
+    """Tell an error of the client itself and return its exit code."""
+    from coreagent.errors import CODES, CoreAgentError
+
+    return tell(CoreAgentError(slug if slug in CODES else "internal", message, hint=hint, cause=cause))
+
+
+def tell(error: "object") -> int:
+    from coreagent.errors import CoreAgentError
+
+    assert isinstance(error, CoreAgentError)
+    if "--json" in sys.argv:
+        import json
+
+        write(1, json.dumps(error.as_dict()).encode() + b"\n")
+    else:
+        write(2, "".join(line + "\n" for line in error.lines()).encode("utf-8", "backslashreplace"))
+    return error.exit_code
+
+
+def decide(argv: "list[str]") -> int:
+    if os.environ.get(COMPLETE):
+        code = ask(argv, wire.OPEN, start=False) if paths.home() else None
+        if code is None:
+            here(argv)
+        return code
+    if wire.runs_here(argv):
+        here(argv)
+    code = ask(argv, wire.MCP if argv[0] == "mcp" else wire.OPEN)
+    return 0 if code is None else code
+
+
+def main() -> None:
+    """Run `core-agent` with the words of this process and leave."""
+    try:
+        code = decide(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except (ConnectionError, wire.BadFrame) as error:
+        code = fail(
+            "daemon_unreachable",
+            "the daemon went away in the middle of this command",
+            cause=str(error) or "the connection was closed",
+            hint="core-agent daemon logs; running agents are not touched, core-agent status shows them",
+        )
+    except Exception as error:
+        from coreagent.errors import CoreAgentError
+
+        if not isinstance(error, CoreAgentError):
+            raise
+        code = tell(error)
+    # Nothing here is buffered or needs closing: skip the interpreter's own leave-taking.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

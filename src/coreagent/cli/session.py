@@ -1,0 +1,275 @@
+"""How a command reaches capabilities: directly in the daemon, over the socket from the person's own process.
+
+Commands come in and cannot tell which. This room knows the bridge to the daemon's loop and the J frame; it knows no
+capability and renders nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from coreagent import paths, wire
+from coreagent.capability import REGISTRY, Caller, call
+from coreagent.errors import CoreAgentError
+
+if TYPE_CHECKING:
+    from coreagent.core import Core
+    from coreagent.models.dispatch import Event
+
+T = TypeVar("T")
+
+
+class ClientGone(KeyboardInterrupt):
+    """The person's end of the connection is closed, or was told to stop: leave without a word."""
+
+
+class OwnProcess(BaseException):
+    """This command line must run in the person's own process. Not an error, so `except Exception` lets it pass."""
+
+    def __init__(self, argv: list[str] | None = None) -> None:
+        super().__init__()
+        self.argv = argv
+
+
+class Session:
+    """One command's way to the capabilities."""
+
+    core: Core | None = None
+    """None outside the daemon."""
+
+    def __init__(self, home: str, caller: Caller) -> None:
+        self.home = home
+        self.caller = caller
+        self.cancelled = threading.Event()
+        """Set when the client is lost or was told to stop; long loops of their own look at it."""
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Call a capability and return its result model.
+
+        Raises: CoreAgentError; KeyboardInterrupt when the person presses Ctrl-C meanwhile.
+        """
+        raise NotImplementedError
+
+    def follow(self, workspace: str = "", tick: float | None = None) -> Iterator[Event | None]:
+        """Yield what happens from now on (to one workspace); with `tick`, None whenever that many seconds pass quietly.
+
+        In the daemon only. Raises KeyboardInterrupt on Ctrl-C.
+        """
+        raise NotImplementedError
+
+    def own_process(self, argv: list[str] | None = None) -> None:
+        """Go on only in the person's own process: in the daemon this ends the command and starts it there."""
+
+
+class InDaemon(Session):
+    """A command in a thread of the daemon."""
+
+    def __init__(self, core: Core, caller: Caller, loop: asyncio.AbstractEventLoop, home: str) -> None:
+        super().__init__(home, caller)
+        self.core = core
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._waiting: Callable[[], None] | None = None
+        self._interrupted = False
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        return self._await(call(self.core, name, arguments, self.caller))
+
+    def follow(self, workspace: str = "", tick: float | None = None) -> Iterator[Event | None]:
+        assert self.core is not None
+        core = self.core
+        arrived: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+
+        async def subscribe() -> Any:
+            return core.bus.subscribe()
+
+        subscription = self._await(subscribe())
+
+        async def pump() -> None:
+            async for event in subscription:
+                if not workspace or event.workspace == workspace:
+                    arrived.put(event)
+            arrived.put(ClientGone())
+
+        pumping = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        try:
+            while True:
+                with self._interruptible(lambda: arrived.put(None)):
+                    try:
+                        item = arrived.get(timeout=tick)
+                    except queue.Empty:
+                        item = None
+                if isinstance(item, BaseException):
+                    raise item
+                if item is not None or tick is not None:
+                    yield item
+        finally:
+            pumping.cancel()
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(subscription.close)
+
+    def own_process(self, argv: list[str] | None = None) -> None:
+        raise OwnProcess(argv)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: what waits now, or waits next, raises KeyboardInterrupt once. Called on the loop."""
+        self._wake(cancelled=False)
+
+    def cancel(self) -> None:
+        """The client is lost or stops: every wait raises ClientGone from now on. Called on the loop."""
+        self._wake(cancelled=True)
+
+    def _wake(self, *, cancelled: bool) -> None:
+        with self._lock:
+            self._interrupted = True
+            if cancelled:
+                self.cancelled.set()
+            waiting = self._waiting
+        if waiting:
+            waiting()
+
+    @contextmanager
+    def interruptible(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Around a wait of one's own that `wake` ends; raises KeyboardInterrupt or ClientGone where it was ended."""
+        with self._interruptible(wake):
+            yield
+
+    @contextmanager
+    def _interruptible(self, wake: Callable[[], None]) -> Iterator[None]:
+        with self._lock:
+            self._check()
+            self._waiting = wake
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting = None
+                self._check()
+
+    def _check(self) -> None:
+        if self.cancelled.is_set():
+            raise ClientGone
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._interruptible(lambda: _cancel(future)):
+            try:
+                return future.result()
+            except CancelledError:
+                # By us: the check on the way out says why. By the daemon's stop: that check is silent.
+                stopping = CoreAgentError("daemon_stopping", "the daemon is stopping", hint="run the command again")
+        raise stopping
+
+
+def _cancel(future: Future[Any]) -> None:
+    future.cancel()
+
+
+class Outside(Session):
+    """A command in the person's own process: speaks J frames to the daemon, which it starts when it is not there."""
+
+    def __init__(self, home: str, caller: Caller) -> None:
+        super().__init__(home, caller)
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        reply = ask(self.home, name, arguments, self.caller)
+        load_capabilities()
+        return REGISTRY[name].result.validate_python(reply)
+
+
+def load_capabilities() -> None:
+    """Fill the registry, as the daemon does at its start."""
+    importlib.import_module("coreagent.capabilities").load()
+
+
+def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, start: bool = True) -> Any:
+    """Call a capability of the daemon and return its result as plain data.
+
+    Raises: CoreAgentError as the daemon raised it; daemon_unreachable.
+    """
+    from coreagent.daemon.launch import reach
+
+    if not home:
+        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+    request = {"call": name, "arguments": arguments, "interactive": caller.interactive}
+    for _ in range(3):
+        with reach(home, start=start) as sock:
+            body = exchange(sock, request, caller)
+        if body is not None:
+            break
+    else:
+        raise CoreAgentError("daemon_unreachable", "the daemon keeps giving way to another one")
+    if "error" in body:
+        raise CoreAgentError.from_dict(body)
+    return body["result"]
+
+
+def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> dict[str, Any] | None:
+    """One call over one connection; None when the daemon gives way to another one.
+
+    Raises: daemon_unreachable when it goes away meanwhile.
+    """
+    opening = wire.Opening(
+        [json.dumps(request)],
+        cwd=caller.cwd,
+        env=caller.env,
+        version=paths.VERSION,
+        executable=sys.executable,
+    )
+    decoder, joiner = wire.Decoder(wire.FROM_DAEMON), wire.Joiner(limit=1 << 30)
+    try:
+        sock.sendall(wire.frame(wire.CALL, opening.pack()))
+        while data := sock.recv(262144):
+            for kind, payload in decoder.feed(data):
+                if kind == wire.NOTICE:
+                    what, _, text = payload.partition(b"\0")
+                    if what == wire.AGAIN:
+                        return None
+                    slug, _, message = os.fsdecode(text).partition("\0")
+                    raise CoreAgentError(slug, message)
+                if kind == wire.REPLY and (whole := joiner.add(kind, payload)) is not None:
+                    return dict(json.loads(whole))
+    except (OSError, wire.BadFrame) as error:
+        raise _gone(str(error)) from None
+    raise _gone("the connection was closed")
+
+
+def _gone(cause: str) -> CoreAgentError:
+    return CoreAgentError(
+        "daemon_unreachable",
+        "the daemon went away in the middle of this command",
+        cause=cause,
+        hint="core-agent daemon logs; running agents are not touched, core-agent status shows them",
+    )
+
+
+_CURRENT: ContextVar[Session] = ContextVar("session")
+
+
+def session() -> Session:
+    """The session of the command that runs in this context."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def using(chosen: Session) -> Iterator[Session]:
+    token = _CURRENT.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _CURRENT.reset(token)

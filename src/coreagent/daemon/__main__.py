@@ -1,0 +1,5 @@
+"""`python -m coreagent.daemon`: what `launch` and an older daemon execute."""
+
+from coreagent.daemon.main import main
+
+main()

@@ -1,0 +1,191 @@
+"""The daemon from its first moment to its last: lock, store, Core, socket, and the way back.
+
+`python -m coreagent.daemon` comes in. It knows the order in which things open and close, not what they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from coreagent import paths
+from coreagent.daemon import house, launch
+from coreagent.daemon.server import Leaving, RunCommand, ServeMcp, Server
+from coreagent.errors import CoreAgentError
+
+log = logging.getLogger("coreagent.daemon")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the daemon is put together from; tests put others in."""
+
+    open_core: Callable[[str, dict[str, str]], Awaitable[Any]]
+    run: RunCommand
+    mcp: ServeMcp
+
+
+def real_parts() -> Parts:
+    """Import everything that is reachable: after an upgrade of the package a late import would mix two releases."""
+    from coreagent.cli import run
+    from coreagent.cli.session import load_capabilities
+    from coreagent.dispatch.engine import open_core
+
+    load_capabilities()
+    run.load()
+
+    async def serve_mcp(*arguments: Any) -> None:
+        # The one exception: the protocol's library is large, and most daemons never meet an MCP client.
+        await importlib.import_module("coreagent.mcp.server").serve(*arguments)
+
+    return Parts(open_core, run.run, serve_mcp)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Serve until told to stop, then leave or become the next release."""
+    options = _options().parse_args(argv)
+    sys.exit(run(options.home, ready=options.ready_fd, inherited=options.inherit))
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m coreagent.daemon", description="Serve one home directory.")
+    parser.add_argument("--home", required=True)
+    parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--inherit", default="", help="descriptors of the lock and the socket of the daemon before")
+    return parser
+
+
+def run(home: str, *, ready: int = -1, inherited: str = "", parts: Parts | None = None) -> int:
+    """Be the daemon of this home. Returns the exit code, unless the process becomes another release."""
+    os.umask(0o077)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _raise_descriptor_limit()
+    if ready >= 0:
+        os.set_inheritable(ready, False)
+    try:
+        house.prepare(home)
+        lock, listener = _take_over(inherited) if inherited else (house.lock(home), None)
+        house.sign(lock)
+        leaving = asyncio.run(_live(home, lock, listener, ready, parts or real_parts()))
+    except CoreAgentError as error:
+        log.error("%s", " ".join(error.lines()))
+        _say(ready, json.dumps(error.as_dict()).encode())
+        return error.exit_code
+    except Exception as error:
+        log.exception("the daemon failed")
+        failed = CoreAgentError(
+            "daemon_start_failed", "the daemon failed", cause=repr(error), hint=f"the log: {paths.daemon_log(home)}"
+        )
+        _say(ready, json.dumps(failed.as_dict()).encode())
+        return failed.exit_code
+    log.info("stopped (%s)", leaving.mode)
+    return 0
+
+
+def _take_over(inherited: str) -> tuple[int, socket.socket]:
+    """Go on with the lock and the socket of the daemon that we were a moment ago: nobody finds the door shut."""
+    lock, listener = (int(part) for part in inherited.split(","))
+    os.set_inheritable(lock, False)
+    sock = socket.socket(fileno=listener)
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return lock, sock
+
+
+async def _live(home: str, lock: int, inherited: socket.socket | None, ready: int, parts: Parts) -> Leaving:
+    core = await parts.open_core(home, dict(os.environ))
+    try:
+        await core.engine.start()
+        _write_passed_names(home, core)
+        listener = inherited or house.listen(home)
+        server = Server(core, home, listener, parts.run, parts.mcp)
+        _on_signals(server)
+        server.start()
+        log.info("core-agent %s serves %s (pid %d)", paths.VERSION, home, os.getpid())
+        _say(ready, b"ready")
+        leaving = await server.leaving
+        if leaving.mode == "drain":
+            leaving = await _drain(core, server)
+        await server.stop()
+        await core.engine.stop("leave" if leaving.mode == "drain" else leaving.mode)
+    finally:
+        core.bus.close()
+        await asyncio.to_thread(core.store.close)
+    if leaving.executable:
+        _become(leaving.executable, home, lock, listener)
+    # The path goes first: whoever comes from now on starts the next daemon, which waits for our lock.
+    Path(paths.daemon_socket(home)).unlink(missing_ok=True)
+    await server.send_away()
+    return leaving
+
+
+async def _drain(core: Any, server: Server) -> Leaving:
+    """Let running agents finish while everyone can still look; a second stop is not made to wait."""
+    server.leaving = asyncio.get_running_loop().create_future()
+    draining = asyncio.create_task(core.engine.stop("drain"))
+    await asyncio.wait([draining, server.leaving], return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+        return server.leaving.result()
+    await draining
+    return Leaving(mode="drain")
+
+
+def _become(executable: str, home: str, lock: int, listener: socket.socket) -> None:
+    """Execute the next release in our place. Agents have their shims; they do not notice."""
+    os.set_inheritable(lock, True)
+    listener.set_inheritable(True)
+    argv = [*launch.command(home, executable), "--inherit", f"{lock},{listener.fileno()}"]
+    log.info("becoming %s", executable)
+    sys.stderr.flush()
+    os.execv(executable, argv)  # noqa: S606 - no shell wanted
+
+
+def _on_signals(server: Server) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: server.leave(Leaving()))
+    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP: nothing to do, settings are read when used"))
+
+
+def _say(ready: int, what: bytes) -> None:
+    if ready >= 0:
+        with suppress(OSError):  # whoever started us did not wait
+            os.write(ready, what)
+            os.close(ready)
+
+
+def _write_passed_names(home: str, core: Any) -> None:
+    """Tell clients which names the settings add, where they can read it without YAML."""
+    names: set[str] = set()
+    settings = getattr(core, "settings", None)
+    if settings is not None:
+        names.update(settings.env.allow)
+        for runner in settings.runners.values():
+            names.update(runner.env)
+    target = Path(paths.passed_names(home))
+    fresh = target.with_suffix(".new")
+    fresh.write_text("".join(f"{name}\n" for name in sorted(names)))
+    fresh.replace(target)
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Not the hard limit: agents inherit this, and programs that close every possible descriptor would crawl.
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))

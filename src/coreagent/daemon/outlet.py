@@ -1,0 +1,71 @@
+"""One command's way out: frames from its thread straight onto the client's socket, held up by that client alone.
+
+The thread of a command comes in. The kernel's socket buffer is the bounded queue; when it is full the thread waits
+here and nobody else does. It knows no command.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from coreagent import wire
+
+
+class Outlet:
+    """Sends whole frames on a non-blocking socket from one or more threads."""
+
+    def __init__(
+        self, sock: socket.socket, interruptible: Callable[[Callable[[], None]], AbstractContextManager[None]]
+    ) -> None:
+        self._sock = sock
+        self._interruptible = interruptible
+        self._lock = threading.Lock()
+        self._torn = False
+
+    def send(self, kind: bytes, payload: bytes) -> None:
+        """Send one message, waiting for the client where it must.
+
+        Raises: BrokenPipeError when the client is gone; KeyboardInterrupt when the person will not wait. A frame cut by
+        that is the last thing ever sent.
+        """
+        with self._lock:
+            if self._torn:
+                raise BrokenPipeError
+            data = memoryview(wire.frame(kind, payload))
+            begun = False
+            try:
+                while data:
+                    try:
+                        sent = self._sock.send(data)
+                    except BlockingIOError:
+                        self._wait()
+                        continue
+                    begun = True
+                    data = data[sent:]
+            except OSError as error:
+                self._torn = True
+                raise BrokenPipeError from error
+            except BaseException:
+                self._torn = begun
+                raise
+
+    def _wait(self) -> None:
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else os.pipe()
+        try:
+            with self._interruptible(lambda: _poke(writing)):
+                poll = select.poll()
+                poll.register(self._sock, select.POLLOUT)
+                poll.register(reading, select.POLLIN)
+                poll.poll()
+        finally:
+            os.close(reading)
+            os.close(writing)
+
+
+def _poke(descriptor: int) -> None:
+    os.write(descriptor, b"!")

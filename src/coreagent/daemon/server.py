@@ -1,0 +1,360 @@
+"""The daemon's socket: who asks, which kind of call it is, and one thread for each command.
+
+Clients come in. It knows capabilities only by name, commands only as a function that takes words, and nothing of what
+they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from coreagent import paths, wire
+from coreagent.capability import Caller, call, dump
+from coreagent.cli.session import InDaemon, OwnProcess, Session
+from coreagent.cli.terminal import LINES_UNKNOWN, WIDTH_UNKNOWN, Terminal, channel
+from coreagent.daemon.input import Input
+from coreagent.daemon.outlet import Outlet
+from coreagent.errors import CoreAgentError
+
+log = logging.getLogger(__name__)
+
+OPENING_S = 10.0
+"""How long a client may take to say what it wants."""
+CONNECTIONS_MAX = 512
+STOP_CALL = "daemon.stop"
+
+RunCommand = Callable[[list[str], Terminal, Session], int]
+ServeMcp = Callable[[Any, Caller, Callable[[], Awaitable[bytes]], Callable[[bytes], Awaitable[None]]], Awaitable[None]]
+
+
+class Knows(Protocol):
+    """What the server itself needs of the Core."""
+
+    def role_of(self, pid: int, uid: int) -> Caller: ...
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Why the daemon leaves: a stop in one of its modes, or to become another release."""
+
+    mode: str = "leave"
+    executable: str = ""
+
+
+class Server:
+    """Accepts until told to stop. `leaving` is done when someone wants the daemon to end."""
+
+    def __init__(self, core: Knows, home: str, listener: socket.socket, run: RunCommand, mcp: ServeMcp) -> None:
+        self._core = core
+        self._home = home
+        self._listener = listener
+        self._run = run
+        self._mcp = mcp
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._accepting: asyncio.Task[None] | None = None
+        self._held: list[socket.socket] = []
+        self._stopping = False
+        self.leaving: asyncio.Future[Leaving] = self._loop.create_future()
+
+    def start(self) -> None:
+        self._accepting = asyncio.create_task(self._accept(), name="accept")
+
+    def leave(self, why: Leaving) -> None:
+        """Ask the daemon to end; the first wish counts, but a stop that waits can be hurried."""
+        if not self.leaving.done():
+            self.leaving.set_result(why)
+
+    async def stop(self) -> None:
+        """Accept nobody any more, and end every command that still runs."""
+        self._stopping = True
+        if self._accepting:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+        for task in self._connections:
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(list(self._connections), timeout=5)
+
+    async def send_away(self) -> None:
+        """Tell those who connected but were not yet accepted to ask again; then nobody listens."""
+        notice = wire.frame(wire.NOTICE, wire.AGAIN)
+        while True:
+            try:
+                conn, _ = self._listener.accept()
+            except OSError:
+                break
+            with conn, suppress(OSError):
+                conn.send(notice)
+        self._listener.close()
+
+    async def _accept(self) -> None:
+        while True:
+            await self._room.acquire()
+            try:
+                conn, _ = await self._loop.sock_accept(self._listener)
+            except OSError as error:
+                self._room.release()
+                log.warning("cannot accept: %s", error)
+                await asyncio.sleep(0.1)  # out of descriptors: give commands time to end
+                continue
+            task = asyncio.create_task(self._serve(conn))
+            self._connections.add(task)
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._room.release()
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a connection failed", exc_info=task.exception())
+
+    async def _serve(self, conn: socket.socket) -> None:
+        conn.setblocking(False)
+        try:
+            await self._answer(conn)
+        except (OSError, wire.BadFrame, TimeoutError) as error:
+            log.debug("dropped a client: %r", error)
+        finally:
+            if conn not in self._held:
+                conn.close()
+
+    async def _answer(self, conn: socket.socket) -> None:
+        pid, uid = wire.peer(conn)
+        if uid not in (os.getuid(), 0):
+            return await self._refuse(conn, "foreign_user", f"this daemon belongs to user {os.getuid()}")
+        decoder = wire.Decoder(wire.FROM_CLIENT)
+        async with asyncio.timeout(OPENING_S):
+            kind, payload, rest = await self._first(conn, decoder)
+        opening = wire.Opening.unpack(payload)
+        caller = self._core.role_of(pid, uid)
+        if caller.role != "worker" and await _is_newer_release(opening):
+            await self._loop.sock_sendall(conn, wire.frame(wire.NOTICE, wire.AGAIN))
+            log.info("giving way to %s of %s", opening.version, opening.executable)
+            return self.leave(Leaving(executable=opening.executable))
+        if opening.wire != wire.VERSION:
+            return await self._refuse(
+                conn,
+                "daemon_newer",
+                f"the daemon ({paths.VERSION}) and this program ({opening.version}) do not speak the same protocol",
+            )
+        caller = replace(caller, env=opening.env, cwd=opening.cwd, interactive=opening.ttys[:2] == "11")
+        if kind == wire.OPEN:
+            await self._command(conn, decoder, opening, caller, rest)
+        elif kind == wire.CALL:
+            await self._call(conn, opening, caller)
+        elif kind == wire.MCP:
+            await self._session(conn, decoder, caller, rest)
+        else:
+            raise wire.BadFrame("no opening")
+        return None
+
+    async def _first(
+        self, conn: socket.socket, decoder: wire.Decoder
+    ) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
+        """The opening message and the frames that came right behind it."""
+        joiner = wire.Joiner()
+        while data := await self._loop.sock_recv(conn, 65536):
+            frames = decoder.feed(data)
+            for at, (kind, payload) in enumerate(frames):
+                whole = joiner.add(kind, payload)
+                if whole is not None:
+                    return kind, whole, frames[at + 1 :]
+        raise ConnectionResetError
+
+    async def _refuse(self, conn: socket.socket, slug: str, message: str) -> None:
+        text = f"{slug}\0{message}".encode("utf-8", "backslashreplace")
+        await self._loop.sock_sendall(conn, wire.frame(wire.NOTICE, wire.REFUSED + b"\0" + text))
+
+    # -- a command in a thread -------------------------------------------------------------------------------------
+
+    async def _command(
+        self,
+        conn: socket.socket,
+        decoder: wire.Decoder,
+        opening: wire.Opening,
+        caller: Caller,
+        frames: list[tuple[bytes, bytes]],
+    ) -> None:
+        session = InDaemon(self._core, caller, self._loop, self._home)  # type: ignore[arg-type]
+        outlet = Outlet(conn, session.interruptible)
+        stdin = Input(lambda: outlet.send(wire.WANT, b""), session.interruptible)
+        terminal = Terminal(
+            out=channel(lambda data: outlet.send(wire.OUT, data), opening.ttys[1] == "1"),
+            err=channel(lambda data: outlet.send(wire.ERR, data), opening.ttys[2] == "1"),
+            stdin=stdin.text(),
+            width=opening.columns or WIDTH_UNKNOWN,
+            height=opening.lines or LINES_UNKNOWN,
+            colour=opening.colour,
+            interactive=caller.interactive,
+            cwd=opening.cwd,
+            env=opening.env,
+        )
+        done = asyncio.Event()
+
+        def work() -> None:
+            try:
+                kind, answer = self._outcome(opening.argv, terminal, session)
+                with suppress(OSError, KeyboardInterrupt):
+                    outlet.send(kind, answer)
+            finally:
+                with suppress(RuntimeError):  # the loop is closed: the daemon is gone, and so is the client
+                    self._loop.call_soon_threadsafe(done.set)
+
+        # A context of its own: the variables of the loop's task are none of the command's business.
+        threading.Thread(target=Context().run, args=(work,), name=f"command {opening.argv[:1]}", daemon=True).start()
+        reading = asyncio.create_task(self._listen(conn, decoder, frames, session, terminal, stdin))
+        finished = asyncio.create_task(done.wait())
+        try:
+            await asyncio.wait([reading, finished], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reading.cancel()
+            if not done.is_set():
+                session.cancel()
+                # The socket stays open until the thread has let go of it: its number must not be another client's.
+                await asyncio.shield(finished)
+            await asyncio.gather(reading, return_exceptions=True)
+
+    def _outcome(self, argv: list[str], terminal: Terminal, session: InDaemon) -> tuple[bytes, bytes]:
+        try:
+            if wire.runs_here(argv) and "_CORE_AGENT_COMPLETE" not in terminal.env:
+                raise OwnProcess
+            code = self._run(argv, terminal, session)
+        except OwnProcess as own:
+            words = argv if own.argv is None else own.argv
+            return wire.LOCAL, b"\0".join(os.fsencode(word) for word in words)
+        if self._stopping and session.cancelled.is_set():
+            error = CoreAgentError("daemon_stopping", "the daemon stopped", hint="run the command again")
+            with suppress(OSError, KeyboardInterrupt):
+                terminal.err.write("".join(f"{line}\n" for line in error.lines()))
+                terminal.err.flush()
+            code = error.exit_code
+        return wire.EXIT, str(code).encode()
+
+    async def _listen(
+        self,
+        conn: socket.socket,
+        decoder: wire.Decoder,
+        frames: list[tuple[bytes, bytes]],
+        session: InDaemon,
+        terminal: Terminal,
+        stdin: Input,
+    ) -> None:
+        """Hear the client until it is gone or talks nonsense."""
+        while True:
+            for kind, payload in frames:
+                if kind == wire.INTERRUPT:
+                    session.interrupt()
+                elif kind == wire.STOP:
+                    return
+                elif kind == wire.WINDOW:
+                    _resize(terminal, payload)
+                elif kind not in (wire.INPUT, wire.END) or not stdin.offer(payload):
+                    raise wire.BadFrame("nobody asked for this")
+            data = await self._loop.sock_recv(conn, 65536)
+            if not data:
+                return
+            frames = decoder.feed(data)
+
+    # -- one capability --------------------------------------------------------------------------------------------
+
+    async def _call(self, conn: socket.socket, opening: wire.Opening, caller: Caller) -> None:
+        try:
+            request = json.loads(opening.argv[0])
+            name, arguments = str(request["call"]), dict(request.get("arguments") or {})
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise wire.BadFrame("this is not a call") from None
+        caller = replace(caller, interactive=request.get("interactive") is True)
+        answering = asyncio.create_task(self._reply(name, arguments, caller))
+        gone = asyncio.create_task(self._loop.sock_recv(conn, 1))
+        try:
+            await asyncio.wait([answering, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                return
+            body = answering.result()
+        finally:
+            for task in (answering, gone):
+                task.cancel()
+            await asyncio.gather(answering, gone, return_exceptions=True)
+        if name == STOP_CALL and "result" in body:
+            self._held.append(conn)  # closed by our end, which is what whoever asked waits for
+            self._loop.call_later(0, self.leave, Leaving(mode=str(arguments.get("mode", "leave"))))
+        await self._loop.sock_sendall(conn, wire.frame(wire.REPLY, json.dumps(body).encode()))
+
+    async def _reply(self, name: str, arguments: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        try:
+            return {"result": dump(name, await call(self._core, name, arguments, caller))}
+        except CoreAgentError as error:
+            return error.as_dict()
+        except Exception as error:
+            log.exception("capability %s failed", name)
+            return CoreAgentError("internal", f"{name} failed: {error}", hint="core-agent daemon logs").as_dict()
+
+    # -- an MCP session --------------------------------------------------------------------------------------------
+
+    async def _session(
+        self, conn: socket.socket, decoder: wire.Decoder, caller: Caller, frames: list[tuple[bytes, bytes]]
+    ) -> None:
+        caller = caller if caller.role == "worker" else replace(caller, role="mcp")
+        waiting = list(frames)
+        sending = asyncio.Lock()
+
+        async def send(data: bytes, kind: bytes = wire.OUT) -> None:
+            async with sending:
+                await self._loop.sock_sendall(conn, wire.frame(kind, data))
+
+        async def receive() -> bytes:
+            """The next piece of the client's input, b"" at its end."""
+            await send(b"", wire.WANT)
+            while True:
+                while waiting:
+                    kind, payload = waiting.pop(0)
+                    if kind == wire.INPUT and payload:
+                        return payload
+                    if kind in (wire.END, wire.STOP, wire.INTERRUPT):
+                        return b""
+                data = await self._loop.sock_recv(conn, 65536)
+                if not data:
+                    return b""
+                waiting.extend(decoder.feed(data))
+
+        await self._mcp(self._core, caller, receive, send)
+        await send(b"0", wire.EXIT)
+
+
+def _resize(terminal: Terminal, payload: bytes) -> None:
+    with suppress(ValueError):
+        columns, lines = payload.split()
+        if int(columns) > 0 and int(lines) > 0:
+            terminal.width, terminal.height = int(columns), int(lines)
+
+
+async def _is_newer_release(client: wire.Opening) -> bool:
+    """Whether a client is newer and its interpreter really brings that release: the other way there is no way back."""
+    executable = client.executable
+    if not wire.newer(client.version, paths.VERSION):
+        return False
+    if not os.path.isabs(executable) or not os.access(executable, os.X_OK):  # noqa: PTH117
+        return False
+    code = "import coreagent.daemon.main; from coreagent.paths import VERSION; print(VERSION)"
+    process = await asyncio.create_subprocess_exec(
+        executable, "-P", "-c", code, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(20):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return False
+    return process.returncode == 0 and said.decode("utf-8", "replace").strip() == client.version
