@@ -13,7 +13,6 @@ from typing import Any
 
 from coreagent.capability import Caller
 
-
 Receive = Callable[[], Awaitable[bytes]]
 """The next piece of the client's input, b"" at its end."""
 Send = Callable[[bytes], Awaitable[None]]
