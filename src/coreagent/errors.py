@@ -72,6 +72,7 @@ CODES: Final[dict[str, ErrorCode]] = _table(
     ("E2018", "git_missing", "unavailable"),
     ("E2019", "setup_failed", "refused"),
     ("E2020", "ambiguous_workspace", "conflict"),
+    ("E2021", "no_identity", "refused"),
     ("E3001", "dispatch_not_found", "not_found"),
     ("E3002", "illegal_move", "conflict"),
     ("E3003", "nothing_to_resume", "conflict"),

@@ -1,0 +1,188 @@
+"""The user's own files brought into a workspace: uncommitted changes, and ignored files that were asked for.
+
+Checkout comes in here when it was told to. The user's tree is only read. Everything copied is bounded, and nothing is
+followed or written through a symlink.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coreagent.errors import CoreAgentError
+from coreagent.git import tree
+from coreagent.git.author import DAEMON
+from coreagent.git.cache import locked, note
+from coreagent.git.commit import stage, write_commit
+from coreagent.git.inspect import Base
+from coreagent.git.run import environment, git
+
+CARRIES = "refs/core-agent/carry/"
+
+
+@dataclass(frozen=True)
+class BringLimits:
+    """How much of the user's tree may be copied into one workspace."""
+
+    files: int = 2_000
+    total_bytes: int = 200 * 1024 * 1024
+    included_files: int = 20_000
+    included_bytes: int = 1024 * 1024 * 1024
+
+
+@dataclass
+class Brought:
+    """What `bring_changes` did."""
+
+    sha: str
+    count: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def bring_changes(cache: Path, base: Base, repo_dir: Path, index: Path, limits: BringLimits) -> Brought:
+    """Lay the user's changed, deleted and untracked files over the work tree and make a commit of them in the cache.
+
+    As a commit of its own they are no part of what the agent changed.
+
+    Raises: too_large, git_failed, no_space.
+    """
+    brought = Brought(sha=base.sha)
+    removed, added = [], []
+    for path, tracked in _dirty(base, brought.skipped):
+        if (source := _source(base.top, path)) is not None and source.st_size >= 0:
+            added.append((path, source.st_size))
+        elif tracked:
+            removed.append(path)
+        else:
+            brought.skipped.append(f"{path}: not a file")
+    _bounded(len(added) + len(removed), sum(size for _, size in added), limits.files, limits.total_bytes, "changes")
+    for path in removed:
+        if tree.inside(repo_dir, path):
+            tree.remove(repo_dir / path)
+    copied = []
+    for path, _ in added:
+        if tree.inside(repo_dir, path) and _copied(base.top / path, repo_dir / path, path, brought.skipped):
+            copied.append(path)
+    if not copied and not removed:
+        return brought
+    for path, why in stage(cache, repo_dir, index, removed, copied):
+        brought.skipped.append(f"{path}: {why}")
+    brought.count = len(copied) + len(removed)
+    brought.sha = write_commit(cache, index, [base.sha], "Uncommitted changes at dispatch\n", DAEMON, DAEMON)
+    with locked(cache):
+        note(cache, CARRIES + brought.sha, brought.sha)
+    return brought
+
+
+def bring_included(base: Base, repo_dir: Path, limits: BringLimits) -> tuple[list[str], list[str]]:
+    """Copy the ignored files that `.worktreeinclude` names; return their paths, and what was skipped with the reason.
+
+    Raises: too_large, git_failed, no_space.
+    """
+    wanted = git(
+        "ls-files", "-z", "--others", "--ignored", "--exclude-from=.worktreeinclude",
+        cwd=base.top, env=environment(),
+    ).out  # fmt: skip
+    # Their own global excludes count too: that is where people put `.env`.
+    ignored = git("check-ignore", "-z", "--stdin", cwd=base.top, env=environment(user_config=True), stdin=wanted,
+                  ok=(0, 1)).out  # fmt: skip
+    done: list[str] = []
+    skipped: list[str] = []
+    total = 0
+    for path in _paths(ignored):
+        source = _source(base.top, path)
+        if source is None or "\n" in path:
+            skipped.append(f"{path}: not a file")
+            continue
+        if stat.S_ISLNK(source.st_mode) and escapes(path, str((base.top / path).readlink())):
+            skipped.append(f"{path}: a symlink that leads out of the repository")
+            continue
+        total += source.st_size
+        _bounded(len(done) + 1, total, limits.included_files, limits.included_bytes, "files of .worktreeinclude")
+        if os.path.lexists(repo_dir / path) or not tree.inside(repo_dir, path):
+            skipped.append(f"{path}: the base commit has something there")
+        elif _copied(base.top / path, repo_dir / path, path, skipped):
+            done.append(path)
+    return done, skipped
+
+
+def literal(path: str) -> str:
+    """A path as a gitignore pattern that matches only itself."""
+    text = re.sub(r"([\\*?\[])", r"\\\1", path)
+    return "/" + (text[:-1] + "\\ " if text.endswith(" ") else text)
+
+
+def escapes(path: str, target: str) -> bool:
+    """Whether a symlink at `path` leads out of the tree, or could by way of another link, or into a git directory."""
+    parts = target.split("/")
+    if target.startswith("/") or not target:
+        return True
+    climbed = 0
+    for number, part in enumerate(parts):
+        if part == "..":
+            # After a name, `..` is relative to wherever that name leads, which may be a link.
+            if any(earlier not in ("..", ".", "") for earlier in parts[:number]):
+                return True
+            climbed += 1
+        elif tree.names_git(part):
+            return True
+    return climbed > path.count("/")
+
+
+def _dirty(base: Base, skipped: list[str]) -> list[tuple[str, bool]]:
+    """The user's dirty paths, each with whether it is tracked."""
+    out = git(
+        "status", "--porcelain=v2", "-z", "--no-renames", "--untracked-files=all", "--ignore-submodules=all",
+        cwd=base.top, env=environment(),
+    ).out  # fmt: skip
+    found = []
+    for record in _paths(out):
+        if record.startswith("1 "):
+            found.append((record.split(" ", 8)[8], True))
+        elif record.startswith("u "):
+            skipped.append(f"{record.split(' ', 10)[10]}: not merged yet")
+        elif record.startswith("? "):
+            path = record[2:]
+            if path.endswith("/"):
+                skipped.append(f"{path}: a repository of its own")
+            else:
+                found.append((path, False))
+    return found
+
+
+def _source(top: Path, path: str) -> os.stat_result | None:
+    """The user's file or symlink; None for anything else, or behind a symlink."""
+    if not tree.inside(top, path) or any(tree.names_git(part) for part in path.split("/")):
+        return None
+    try:
+        found = os.lstat(top / path)
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode) else None
+
+
+def _copied(source: Path, target: Path, path: str, skipped: list[str]) -> bool:
+    try:
+        tree.copy(source, target)
+    except OSError as error:
+        if error.errno is not None and os.strerror(error.errno).startswith("No space"):
+            raise
+        skipped.append(f"{path}: {error.strerror or error}")
+        return False
+    return True
+
+
+def _bounded(files: int, size: int, most_files: int, most_bytes: int, what: str) -> None:
+    if files > most_files or size > most_bytes:
+        raise CoreAgentError(
+            "too_large",
+            f"the {what} are too many to carry: {files:,} files, {size / 2**20:,.0f} MiB",
+            hint=f"at most {most_files:,} files and {most_bytes // 2**20:,} MiB; commit or ignore the rest",
+        )
+
+
+def _paths(out: bytes) -> list[str]:
+    return [os.fsdecode(part) for part in out.split(b"\0") if part]

@@ -1,0 +1,191 @@
+"""An accepted piece of work put onto a branch of the user's.
+
+Accept comes in here. The result is computed in the cache and a scratch work tree; only then the user's branch moves,
+through git's own fast-forward where it is checked out, so that no dirty or untracked file of theirs is ever lost.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from coreagent.errors import CoreAgentError
+from coreagent.git import ref as refs
+from coreagent.git.author import Author, identity
+from coreagent.git.cache import import_commit, is_ancestor, lay_out, locked, object_format
+from coreagent.git.checkout import fill
+from coreagent.git.harvest import deliver, move, user_git_dir, worktrees_on
+from coreagent.git.inspect import resolve
+from coreagent.git.pack import carry, present, quoted
+from coreagent.git.run import Done, disk, environment, git
+
+Strategy = Literal["fast-forward", "merge", "squash", "rebase"]
+STRATEGIES = ("auto", "fast-forward", "merge", "squash", "rebase")
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where a branch of the user's stood, where it stands now, and the way back."""
+
+    before: str
+    after: str
+    strategy: Strategy
+    undo: str
+    """The shell command that takes it back, for as long as nothing else was committed on top."""
+
+
+def land(
+    cache: Path, user_top: Path, branch: str, onto: str, sha: str, strategy: str = "auto", message: str = ""
+) -> Landing:
+    """Put the work `sha` (called `branch`) onto the user's branch `onto`. On any error nothing has changed.
+
+    Raises: no_such_ref, nothing_to_accept, merge_conflict (data: files), dirty_checkout, branch_moved, no_identity,
+    invalid_argument, invalid_name, repo_not_found, git_failed, git_timeout, no_space.
+    """
+    refs.require(onto)
+    if strategy not in STRATEGIES:
+        raise CoreAgentError("invalid_argument", f"there is no strategy {strategy!r}", hint=", ".join(STRATEGIES))
+    git_dir = user_git_dir(user_top)
+    name = f"refs/heads/{onto}"
+    before = resolve(git_dir, name)
+    if not before:
+        raise CoreAgentError("no_such_ref", f"there is no branch {onto!r} in {user_top}", hint="choose one with --onto")
+    places = worktrees_on(git_dir, name)
+    with disk():
+        if not present(cache, [before]):
+            with locked(cache):
+                import_commit(cache, git_dir, before)
+        chosen = _choose(cache, before, sha, onto, strategy)
+        message = message or f"Merge {branch}"
+        after = sha if chosen == "fast-forward" else _compute(cache, user_top, before, sha, onto, chosen, message)
+        deliver(cache, git_dir, after)
+        if places:
+            _advance(places[0], onto, before, after)
+        else:
+            move(git_dir, name, after, before, f"core-agent: accept {branch} ({chosen})")
+    return Landing(before, after, chosen, _undo(user_top, places, name, before, after))
+
+
+def _choose(cache: Path, before: str, sha: str, onto: str, strategy: str) -> Strategy:
+    if is_ancestor(cache, sha, before):
+        raise CoreAgentError("nothing_to_accept", f"{onto} already has this work")
+    forward = is_ancestor(cache, before, sha)
+    if strategy == "fast-forward" and not forward:
+        raise CoreAgentError(
+            "merge_conflict",
+            f"{onto} has moved on, so it cannot be fast-forwarded",
+            hint="use --strategy merge or rebase",
+        )
+    if forward and strategy in ("auto", "fast-forward", "rebase"):
+        return "fast-forward"
+    if strategy == "squash":
+        return "squash"
+    return "rebase" if strategy == "rebase" else "merge"
+
+
+def _compute(cache: Path, user_top: Path, before: str, sha: str, onto: str, strategy: Strategy, message: str) -> str:
+    """Make the commit that `onto` will stand at, in a scratch repository whose objects then go into the cache."""
+    person = user_identity(user_top)
+    with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".land.") as scratch:
+        tree, git_dir = Path(scratch) / "tree", Path(scratch) / "git"
+        tree.mkdir()
+        lay_out(git_dir, object_format(cache), bare=False)
+        (git_dir / "objects" / "info" / "alternates").write_text(quoted(cache / "objects") + "\n",
+                                                                 errors="surrogateescape")  # fmt: skip
+        if (cache / "shallow").exists():
+            (git_dir / "shallow").write_bytes((cache / "shallow").read_bytes())
+        (git_dir / "HEAD").write_text(before + "\n")
+        fill(git_dir, before, tree, git_dir / "index")
+        env = environment(git_dir=git_dir, work_tree=tree, extra=identity(person, person))
+        if strategy == "rebase":
+            done = _replay(tree, env, before, sha)
+        elif strategy == "squash":
+            done = git("merge", "--squash", "--no-edit", sha, cwd=tree, env=env, ok=None)
+            if done.code == 0:
+                done = git("commit", "--quiet", "--no-verify", "--allow-empty", "--cleanup=verbatim", "-F", "-",
+                           cwd=tree, env=env, stdin=message.encode("utf-8", "replace"), ok=None)  # fmt: skip
+        else:
+            done = git("merge", "--no-ff", "--no-edit", "--no-verify", "-m", message, sha, cwd=tree, env=env, ok=None)
+        if done.code != 0:
+            raise _conflict(tree, env, onto, done)
+        after = refs.read_small(git_dir / "HEAD").strip()
+        with locked(cache):
+            carry(git_dir, cache, [after], [before, sha])
+    return after
+
+
+def _replay(tree: Path, env: dict[str, str], before: str, sha: str) -> Done:
+    """Rebase the work onto the branch: HEAD to the work first, then git's own rebase."""
+    done = git("checkout", "--quiet", "--detach", sha, cwd=tree, env=env, ok=None)
+    if done.code != 0:
+        return done
+    return git("rebase", "--quiet", "--no-autosquash", "--no-autostash", "--no-verify", before, cwd=tree, env=env,
+               ok=None)  # fmt: skip
+
+
+def _conflict(tree: Path, env: dict[str, str], onto: str, done: Done) -> CoreAgentError:
+    out = git("diff", "--name-only", "--diff-filter=U", "-z", "--no-ext-diff", cwd=tree, env=env, ok=None).out
+    files = [os.fsdecode(path) for path in out.split(b"\0") if path]
+    said = os.fsdecode(done.out + b"\n" + done.err).strip().splitlines()
+    if not files:
+        return CoreAgentError("git_failed", f"the work could not be put onto {onto}", cause=" | ".join(said[-3:]))
+    return CoreAgentError(
+        "merge_conflict",
+        f"the work conflicts with {onto} in {len(files)} file{'s' if len(files) > 1 else ''}: {', '.join(files[:5])}",
+        hint="resume the agent and ask it to bring its branch up to date, or merge by hand",
+        data={"files": files},
+    )
+
+
+def _advance(place: Path, onto: str, before: str, after: str) -> None:
+    """Fast-forward a branch where it is checked out; git itself refuses rather than overwrite anything of theirs.
+
+    Their own config counts here (filters, line endings): these are files in their work tree.
+    """
+    env = environment(user_config=True, extra={"GIT_OPTIONAL_LOCKS": "1"})
+    args = ("merge", "--ff-only", "--no-autostash", "--no-overwrite-ignore", "--no-stat", "--quiet", after)
+    done = git(*args, cwd=place, env=env, ok=None)
+    if done.code == 0:
+        return
+    said = os.fsdecode(done.err).strip()
+    now = resolve(refs.git_dir_of(place) or place, f"refs/heads/{onto}")
+    if now != before:
+        raise CoreAgentError("branch_moved", f"{onto} moved meanwhile", hint="try again")
+    raise CoreAgentError(
+        "dirty_checkout",
+        f"{place} has changes in files the work touches" if "overwritten" in said else f"{place} is not ready",
+        cause=" | ".join(line.strip() for line in said.splitlines()[:6]),
+        hint="commit or stash your changes there, then accept again; nothing was changed",
+    )
+
+
+def _undo(user_top: Path, places: list[Path], name: str, before: str, after: str) -> str:
+    if places:
+        return f"git -C {shlex.quote(str(places[0]))} reset --keep {before}"
+    return f"git -C {shlex.quote(str(user_top))} update-ref {shlex.quote(name)} {before} {after}"
+
+
+def user_identity(user_top: Path) -> Author:
+    """The person's name and address by their own git config; never one that git made up from the host's name.
+
+    Raises: no_identity.
+    """
+    names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL")
+    env = environment(
+        user_config=True,
+        config=[("user.useConfigOnly", "true")],
+        extra={name: os.environ[name] for name in names if name in os.environ},
+    )
+    done = git("var", "GIT_AUTHOR_IDENT", cwd=user_top, env=env, ok=None)
+    name, _, rest = done.text.partition(" <")
+    if done.code != 0 or not name:
+        raise CoreAgentError(
+            "no_identity",
+            "git does not know who you are, so no merge commit can be made in your name",
+            hint="git config --global user.name 'Your Name'; git config --global user.email you@example.com",
+        )
+    return Author(name, rest.partition(">")[0])
