@@ -93,6 +93,8 @@ class Launch:
     command: CommandSettings | None = None
     script: str = ""
     """The `scripted` runner's YAML text."""
+    trusted: bool = False
+    """`repo trust` was given: the CLI may obey the settings (hooks, variables) that the repository itself carries."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Plan:
     copies: tuple[tuple[str, str], ...] = ()
     """(source, target): credentials that `lay_out` copies with mode 0600 when the source is the newer one."""
     files: tuple[tuple[str, bytes], ...] = ()
-    """(target, content): files of ours that `lay_out` writes with mode 0600 unless they exist."""
+    """(target, content): files of ours that `lay_out` writes with mode 0600."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class Parser:
                 out.session_id = event.session_id
             if event.model:
                 out.model = event.model
-            if event.kind is EventKind.TEXT and event.text and not event.data.get("dropped"):
+            if event.kind is EventKind.TEXT and event.text and not event.data:
                 out.last_text = event.text
             elif event.kind is EventKind.TOOL_USE:
                 out.last_tool = event.tool
@@ -291,8 +293,7 @@ def lay_out(plan: Plan) -> None:
     for source, target in plan.copies:
         _copy_newer(Path(source), Path(target))
     for target, content in plan.files:
-        if not Path(target).exists():
-            _write_private(Path(target), content)
+        _write_private(Path(target), content)
 
 
 def _copy_newer(source: Path, target: Path) -> None:
