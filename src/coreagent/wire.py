@@ -238,7 +238,7 @@ def describe(argv: "list[str]", env: "os._Environ[str] | dict[str, str]", extra:
     else:
         colour = ttys[1] == "1" and not env.get("NO_COLOR") and env.get("TERM", "") not in ("", "dumb")
     try:
-        cwd = os.getcwd()  # noqa: PTH109 - the client must not pay for pathlib
+        cwd = os.getcwd()
     except OSError:
         cwd = ""  # the directory was removed under us; commands that need one say so
     return Opening(argv, cwd=cwd, columns=columns, lines=lines, colour=colour, ttys=ttys, env=passed(env, extra))

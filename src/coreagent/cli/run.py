@@ -182,11 +182,10 @@ def _unexpected(error: Exception, argv: list[str], home: str) -> CoreAgentError:
             "".join(traceback.format_exception(error)),
         )
     )
-    path = ""
     try:
         folder = Path(paths.reports_dir(home or "/nonexistent"))
         folder.mkdir(mode=0o700, exist_ok=True)
-        file = folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{threading.get_ident() % 100000}.txt"
+        file = folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{time.monotonic_ns()}.txt"
         file.write_text(text)
         path = str(file)
     except OSError:

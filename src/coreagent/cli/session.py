@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import json
 import os
+import pkgutil
 import queue
 import socket
 import sys
@@ -55,7 +56,7 @@ class Session:
         self.cancelled = threading.Event()
         """Set when the client is lost or was told to stop; long loops of their own look at it."""
 
-    def call(self, name: str, **arguments: Any) -> Any:
+    def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a capability and return its result model.
 
         Raises: CoreAgentError; KeyboardInterrupt when the person presses Ctrl-C meanwhile.
@@ -84,7 +85,7 @@ class InDaemon(Session):
         self._waiting: Callable[[], None] | None = None
         self._interrupted = False
 
-    def call(self, name: str, **arguments: Any) -> Any:
+    def call(self, name: str, /, **arguments: Any) -> Any:
         return self._await(call(self.core, name, arguments, self.caller))
 
     def follow(self, workspace: str = "", tick: float | None = None) -> Iterator[Event | None]:
@@ -186,7 +187,7 @@ class Outside(Session):
     def __init__(self, home: str, caller: Caller) -> None:
         super().__init__(home, caller)
 
-    def call(self, name: str, **arguments: Any) -> Any:
+    def call(self, name: str, /, **arguments: Any) -> Any:
         reply = ask(self.home, name, arguments, self.caller)
         load_capabilities()
         return REGISTRY[name].result.validate_python(reply)
@@ -194,7 +195,9 @@ class Outside(Session):
 
 def load_capabilities() -> None:
     """Fill the registry, as the daemon does at its start."""
-    importlib.import_module("coreagent.capabilities").load()
+    package = importlib.import_module("coreagent.capabilities")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"coreagent.capabilities.{module.name}")
 
 
 def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, start: bool = True) -> Any:

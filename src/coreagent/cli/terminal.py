@@ -113,7 +113,7 @@ class Terminal:
             user = self.env.get("HOME", "")
             if text == "~" or text.startswith("~/"):
                 text = user + text[1:]
-        return os.path.normpath(os.path.join(self.cwd or "/", text))  # noqa: PTH118 - the person's cwd, not ours
+        return os.path.normpath(os.path.join(self.cwd or "/", text))
 
     def flush(self) -> None:
         self.out.flush()

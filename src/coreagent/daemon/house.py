@@ -59,7 +59,7 @@ def prepare(home: str) -> None:
 
 def _check(path: str) -> None:
     """Whoever can write here can put a socket, a script or settings under our hands."""
-    status = os.stat(path)  # noqa: PTH116 - one call, three fields
+    status = os.stat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise CoreAgentError("home_unsafe", f"{path} is not a directory")
     if status.st_uid != os.getuid():

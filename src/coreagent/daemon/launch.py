@@ -267,15 +267,15 @@ def _become_daemon(home: str, argv: list[str], env: dict[str, str], log: int, re
 def _turn_log(home: str) -> None:
     path = paths.daemon_log(home)
     try:
-        if os.stat(path).st_size > LOG_MAX:  # noqa: PTH116 - the client pays for pathlib
-            os.replace(path, path + ".1")  # noqa: PTH105
+        if os.stat(path).st_size > LOG_MAX:
+            os.replace(path, path + ".1")
     except OSError:
         return
 
 
 def _last_line(home: str) -> str:
     try:
-        with open(paths.daemon_log(home), "rb") as file:  # noqa: PTH123
+        with open(paths.daemon_log(home), "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 4096))
             lines = file.read().decode("utf-8", "replace").strip().splitlines()

@@ -114,11 +114,13 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
         server = Server(core, home, listener, parts.run, parts.mcp)
         _on_signals(server)
         server.start()
+        wished = asyncio.create_task(_heed(core, server), name="heed stop")
         log.info("core-agent %s serves %s (pid %d)", paths.VERSION, home, os.getpid())
         _say(ready, b"ready")
         leaving = await server.leaving
         if leaving.mode == "drain":
             leaving = await _drain(core, server)
+        wished.cancel()
         await server.stop()
         await core.engine.stop("leave" if leaving.mode == "drain" else leaving.mode)
     finally:
@@ -132,8 +134,15 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
     return leaving
 
 
+async def _heed(core: Any, server: Server) -> None:
+    """A capability may ask for the end too, wherever its call came from."""
+    await core.stop_requested.wait()
+    server.leave(Leaving(mode=core.stop_mode))
+
+
 async def _drain(core: Any, server: Server) -> Leaving:
     """Let running agents finish while everyone can still look; a second stop is not made to wait."""
+    server.draining = True
     server.leaving = asyncio.get_running_loop().create_future()
     draining = asyncio.create_task(core.engine.stop("drain"))
     await asyncio.wait([draining, server.leaving], return_when=asyncio.FIRST_COMPLETED)

@@ -64,7 +64,8 @@ class Server:
         self._connections: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
         self._accepting: asyncio.Task[None] | None = None
-        self._held: list[socket.socket] = []
+        self._spared: set[asyncio.Task[None]] = set()
+        self.draining = False
         self._stopping = False
         self.leaving: asyncio.Future[Leaving] = self._loop.create_future()
 
@@ -72,8 +73,8 @@ class Server:
         self._accepting = asyncio.create_task(self._accept(), name="accept")
 
     def leave(self, why: Leaving) -> None:
-        """Ask the daemon to end; the first wish counts, but a stop that waits can be hurried."""
-        if not self.leaving.done():
+        """Ask the daemon to end; the first wish counts, but one that drains can be hurried by another mode."""
+        if not self.leaving.done() and not (self.draining and why.mode == "drain"):
             self.leaving.set_result(why)
 
     async def stop(self) -> None:
@@ -82,7 +83,7 @@ class Server:
         if self._accepting:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
-        for task in self._connections:
+        for task in self._connections - self._spared:
             task.cancel()
         if self._connections:
             await asyncio.wait(list(self._connections), timeout=5)
@@ -126,8 +127,7 @@ class Server:
         except (OSError, wire.BadFrame, TimeoutError) as error:
             log.debug("dropped a client: %r", error)
         finally:
-            if conn not in self._held:
-                conn.close()
+            conn.close()
 
     async def _answer(self, conn: socket.socket) -> None:
         pid, uid = wire.peer(conn)
@@ -275,6 +275,9 @@ class Server:
         except (ValueError, KeyError, TypeError, IndexError):
             raise wire.BadFrame("this is not a call") from None
         caller = replace(caller, interactive=request.get("interactive") is True)
+        if name == STOP_CALL and (this := asyncio.current_task()):
+            self._spared.add(this)  # whoever asks for the end still gets the answer
+            this.add_done_callback(self._spared.discard)
         answering = asyncio.create_task(self._reply(name, arguments, caller))
         gone = asyncio.create_task(self._loop.sock_recv(conn, 1))
         try:
@@ -286,10 +289,9 @@ class Server:
             for task in (answering, gone):
                 task.cancel()
             await asyncio.gather(answering, gone, return_exceptions=True)
-        if name == STOP_CALL and "result" in body:
-            self._held.append(conn)  # closed by our end, which is what whoever asked waits for
-            self._loop.call_later(0, self.leave, Leaving(mode=str(arguments.get("mode", "leave"))))
         await self._loop.sock_sendall(conn, wire.frame(wire.REPLY, json.dumps(body).encode()))
+        if name == STOP_CALL and "result" in body:
+            self.leave(Leaving(mode=str(arguments.get("mode", "leave"))))
 
     async def _reply(self, name: str, arguments: dict[str, Any], caller: Caller) -> dict[str, Any]:
         try:
@@ -344,7 +346,7 @@ async def _is_newer_release(client: wire.Opening) -> bool:
     executable = client.executable
     if not wire.newer(client.version, paths.VERSION):
         return False
-    if not os.path.isabs(executable) or not os.access(executable, os.X_OK):  # noqa: PTH117
+    if not os.path.isabs(executable) or not os.access(executable, os.X_OK):
         return False
     code = "import coreagent.daemon.main; from coreagent.paths import VERSION; print(VERSION)"
     process = await asyncio.create_subprocess_exec(
