@@ -69,6 +69,11 @@ def attempt_socket(home: str, attempt_id: str) -> str:
     return f"{home}/run/{attempt_id[-12:]}.sock"
 
 
+def index_copy(home: str, dispatch_id: str) -> str:
+    """The daemon's copy of a checkout's index; outside the workspace, so that no agent can forge it."""
+    return f"{home}/index/{dispatch_id}"
+
+
 def archive_dir(home: str, dispatch_id: str) -> str:
     return f"{home}/archive/{dispatch_id}"
 

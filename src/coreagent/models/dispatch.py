@@ -127,6 +127,9 @@ class Attempt(BaseModel):
     prompt: str = ""
     """What this turn says to the agent; empty for the first, whose prompt is `.meta/prompt.md`."""
     resume_session: str = ""
+    """The CLI's session that this turn goes on with, "" for a fresh one."""
+    session_id: str = ""
+    """The id a fresh session is asked to take, where the CLI lets us choose."""
     claimed_at: datetime
     started_at: datetime | None = None
     """When the agent was executed (from the shim's record); None: it never was."""
@@ -156,6 +159,8 @@ class Dispatch(BaseModel):
     base_ref: str = ""
     """Branch or tag the workspace started from; what `accept` lands on when it is a branch."""
     base_sha: str = ""
+    start_sha: str = ""
+    """Where the agent began: the base, or the base with the user's own changes on top (`--with-changes`)."""
     task: str
     agent: str
     """As it was asked for."""
@@ -179,6 +184,8 @@ class Dispatch(BaseModel):
     next_prompt: str = ""
     """Set while queued by `resume`: what the next turn says."""
     next_kind: Literal["dispatch", "resume", "fresh"] = "dispatch"
+    rate_limited: int = 0
+    """Rate limits in a row; the next wait when the provider names no reset depends on it."""
     runs: int = 0
     """Attempts that came to an exec."""
     attempts: int = 0

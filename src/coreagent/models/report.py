@@ -312,3 +312,12 @@ class StopReply(BaseModel):
     mode: Literal["leave", "drain", "now"]
     running: int
     note: str = ""
+
+
+class AttachReply(BaseModel):
+    """What `attach` executes in the person's own terminal."""
+
+    workspace: str
+    argv: list[str]
+    cwd: str
+    env: dict[str, str]

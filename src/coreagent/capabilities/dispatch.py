@@ -1,0 +1,230 @@
+"""Start work and go on with it: dispatch, prep, resume."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from coreagent import runners
+from coreagent.capability import Caller, capability
+from coreagent.core import Core
+from coreagent.dispatch import environment, intake, launch, prep, rows
+from coreagent.dispatch.intake import Request
+from coreagent.dispatch.workspace import layout
+from coreagent.errors import CoreAgentError
+from coreagent.git.inspect import Base
+from coreagent.models.agent import POISONED
+from coreagent.models.dispatch import Attempt, Dispatch, Fate, Options, State
+from coreagent.models.report import DispatchReply
+from coreagent.runners.base import allow
+
+CONTINUE = "Continue where you left off."
+
+
+@capability("dispatch", tool="agentic_dispatch", cli="dispatch")
+async def dispatch(
+    core: Core,
+    caller: Caller,
+    task: str,
+    repo: str = "",
+    org: str = "",
+    agent: str = "",
+    template: str = "",
+    plan_template: str = "",
+    persona: str = "",
+    variables: dict[str, str] = {},  # noqa: B006  (pydantic copies defaults)
+    issue: int | None = None,
+    pr: int | None = None,
+    branch: str | None = None,
+    tag: str | None = None,
+    priority: int = 0,
+    timeout_s: float | None = None,
+    idle_timeout_s: float | None = None,
+    expect: Literal["changes", "none"] = "changes",
+    permissions: Literal["edits", "bypass"] | None = None,
+    with_changes: bool = False,
+    ephemeral: bool = False,
+    args: list[str] = [],  # noqa: B006
+    name: str = "",
+    script: str = "",
+    dry_run: bool = False,
+) -> DispatchReply:
+    """Give a task to an agent in a workspace of its own and return at once.
+
+    The workspace starts from HEAD of `repo` (default: where the caller stands), or from a branch, tag or pull request.
+    With `dry_run` nothing starts: the reply holds the rendered prompt and the command line.
+    """
+    core.refresh_settings()
+    options = Options(
+        template=template,
+        plan_template=plan_template,
+        persona=persona,
+        variables=variables,
+        issue=issue,
+        pr=pr,
+        branch=branch,
+        tag=tag,
+        timeout_s=timeout_s,
+        idle_timeout_s=idle_timeout_s,
+        expect=expect,
+        permissions=permissions,
+        with_changes=with_changes,
+        ephemeral=ephemeral,
+        args=args,
+        script=script,
+    )
+    request = Request(task=task, options=options, repo=repo, org=org, agent=agent, name=name, priority=priority)
+    made, base = await intake.resolve(core.engine, caller, request)
+    if dry_run:
+        return await _dry_run(core, made, base)
+    again = intake.existing_for_issue(core.engine, made)
+    if again is not None:
+        return await resume(core, caller, workspace=again.id, prompt=task)
+    return reply(core, await intake.queue(core.engine, caller, made, base))
+
+
+@capability("prep", tool="agentic_prep_workspace", cli="workspace prep")
+async def prepare_workspace(
+    core: Core,
+    caller: Caller,
+    task: str = "Prepare a workspace.",
+    repo: str = "",
+    org: str = "",
+    agent: str = "",
+    template: str = "",
+    branch: str | None = None,
+    tag: str | None = None,
+    issue: int | None = None,
+    pr: int | None = None,
+    with_changes: bool = False,
+    ephemeral: bool = False,
+    name: str = "",
+) -> DispatchReply:
+    """Prepare a workspace (clone, branch, setup hook, prompt) without starting an agent; `resume` starts it."""
+    core.refresh_settings()
+    options = Options(
+        template=template, branch=branch, tag=tag, issue=issue, pr=pr, with_changes=with_changes, ephemeral=ephemeral
+    )
+    request = Request(task=task, options=options, repo=repo, org=org, agent=agent, name=name)
+    made, base = await intake.resolve(core.engine, caller, request)
+    held = await intake.queue(core.engine, caller, made, base, held=True)
+    await prep.prepare(core.engine, held, None)
+    return reply(core, core.engine.board[held.id])
+
+
+@capability("resume", tool="agentic_resume", cli="resume")
+async def resume(
+    core: Core, caller: Caller, workspace: str, answer: str = "", prompt: str = "", fresh: bool = False
+) -> DispatchReply:
+    """Go on in a workspace: answer its question, add to its task, or just continue.
+
+    The agent's own session is resumed where its CLI can; `fresh` starts a new session in the same workspace.
+    """
+    engine = core.engine
+    core.refresh_settings()
+    found = engine.find(workspace)
+    if found.state is State.QUEUED and found.waiting_until is not None:
+        return reply(core, await engine.update(found, waiting_until=None, waiting_for=""), resumed=True)
+    _check_resumable(core, found)
+    kind, text = _next_turn(found, answer, prompt, fresh)
+    if answer:
+        place = layout(core.home, core.settings, found)
+        await asyncio.to_thread(prep.write_answer, place, found.question, answer)
+    env = allow(
+        caller.env or core.env,
+        runners.load(found.runner),
+        launch.runner_settings(core, found.runner),
+        core.settings.env.allow,
+    )
+    await asyncio.to_thread(environment.save, core.home, found.id, env)
+    resumed = await engine.update(
+        found,
+        state=State.QUEUED,
+        reason=None,
+        detail="",
+        question="",
+        waiting_until=None,
+        waiting_for="",
+        next_kind=kind,
+        next_prompt=text,
+        queued_at=core.now(),
+        ended_at=None,
+    )
+    engine.poke()
+    return reply(core, resumed, resumed=True)
+
+
+def _check_resumable(core: Core, found: Dispatch) -> None:
+    if found.state in (State.QUEUED, State.PREPARING, State.RUNNING):
+        raise CoreAgentError(
+            "workspace_busy",
+            f"{found.workspace} is {found.state}",
+            hint=f"`core-agent pause {found.name}` first, or wait: `core-agent watch {found.name}`",
+        )
+    if found.fate is not Fate.OPEN:
+        raise CoreAgentError(
+            "nothing_to_resume",
+            f"{found.workspace} was {found.fate} already",
+            hint="dispatch a new task",
+        )
+    place = layout(core.home, core.settings, found)
+    if found.runs and not place.repo.is_dir():
+        raise CoreAgentError(
+            "workspace_gone",
+            f"the directory of {found.workspace} is not there any more",
+            cause=str(place.root),
+            hint="its last harvested work is on its branch or under `core-agent rescue list`; dispatch anew",
+        )
+
+
+def _next_turn(
+    found: Dispatch, answer: str, prompt: str, fresh: bool
+) -> tuple[Literal["dispatch", "resume", "fresh"], str]:
+    """How the next turn begins and what it says."""
+    said = [f"Your question was answered (also in ANSWER.md):\n{answer}" if answer else "", prompt]
+    text = "\n\n".join(part for part in said if part)
+    if not found.runs:
+        return "dispatch", ""
+    runner = runners.load(found.runner)
+    poisoned = found.reason in POISONED
+    if fresh or poisoned or not runner.resumable or not found.session_id:
+        return "fresh", text
+    return "resume", text or CONTINUE
+
+
+async def _dry_run(core: Core, made: Dispatch, base: Base) -> DispatchReply:
+    """Render what would run; touches nothing."""
+    prompt = await prep.render_prompt(core.engine, made)
+    runner = runners.load(made.runner)
+    attempt = Attempt(id="dry-run", dispatch_id=made.id, n=1, session_id="dry-run", claimed_at=core.now())
+    place = layout(core.home, core.settings, made)
+    plan = runner.plan(launch.make_launch(core, made, attempt, runner, place, prompt))
+    shown = reply(core, made)
+    return shown.model_copy(update={"dry_run": True, "prompt": prompt, "argv": plan.argv, "base_sha": base.sha})
+
+
+def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
+    """The answer to whoever put a dispatch on the queue."""
+    notes = []
+    if made.left_out:
+        notes.append(
+            f"{made.left_out} changed or untracked file{'s' if made.left_out > 1 else ''} of your work tree "
+            "are left out; --with-changes carries them"
+        )
+    if made.options.permissions == "bypass":
+        notes.append("runs without asking and without a sandbox, as you agreed for this repository")
+    notes += rows.warnings(core.engine)
+    return DispatchReply(
+        dispatch_id=made.id,
+        workspace=made.workspace,
+        state=made.state,
+        branch=made.branch,
+        base_ref=made.base_ref,
+        base_sha=made.base_sha,
+        agent=made.agent,
+        pool=made.pool,
+        left_out=made.left_out,
+        notes=notes,
+        resumed=resumed,
+        path=rows.workspace_path(core.engine, made),
+    )

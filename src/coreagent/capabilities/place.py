@@ -1,0 +1,129 @@
+"""Workspaces and repositories: show, clean, register, trust."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from coreagent.capability import Caller, capability
+from coreagent.core import Core
+from coreagent.dispatch import cleanup, intake, names, rows, trust
+from coreagent.dispatch.workspace import layout
+from coreagent.errors import CoreAgentError
+from coreagent.git.inspect import inspect
+from coreagent.models.dispatch import Repo
+from coreagent.models.report import CleanReply, RepoRow, TrustReply, WorkspaceRow, WorkspaceShow
+from coreagent.store.change import SaveRepo
+
+
+@capability("workspace.list", cli="workspace list", read_only=True)
+async def workspace_list(core: Core) -> list[WorkspaceRow]:
+    """List every workspace that exists, oldest first."""
+    return rows.report(core.engine, True).workspaces
+
+
+@capability("workspace.show", cli="workspace show", read_only=True)
+async def workspace_show(core: Core, workspace: str) -> WorkspaceShow:
+    """Tell everything about one workspace: where it lies, where it started, its attempts."""
+    engine = core.engine
+    found = engine.find(workspace)
+    place = layout(core.home, core.settings, found)
+    attempts = await core.store.attempts_of(found.id)
+    prompt = await asyncio.to_thread(lambda: place.prompt.read_text() if place.prompt.is_file() else "")
+    return WorkspaceShow(
+        row=rows.row(engine, found),
+        path=str(place.root),
+        exists=place.repo.is_dir(),
+        repo_path=found.repo_path,
+        base_ref=found.base_ref,
+        base_sha=found.base_sha,
+        session_id=found.session_id,
+        prompt=prompt,
+        attempts=[a.model_dump(mode="json", exclude={"prompt"}) for a in attempts],
+        usage=found.usage,
+        permissions=found.options.permissions or "edits",
+        keep_until=cleanup.keep_until(engine, found),
+    )
+
+
+@capability("workspace.clean", cli="workspace clean", destructive=True)
+async def workspace_clean(core: Core, workspace: str = "", dry_run: bool = False) -> CleanReply:
+    """Let go of every workspace that may go (or of one), archiving first; tell why the others stay."""
+    engine, now = core.engine, core.now()
+    chosen = [engine.find(workspace)] if workspace else list(engine.board.values())
+    reply = CleanReply(dry_run=dry_run)
+    for found in chosen:
+        why = cleanup.why_kept(engine, found, now)
+        if why:
+            reply.kept[found.workspace] = why
+            continue
+        if not dry_run:
+            await cleanup.let_go(engine, found)
+        reply.removed.append(found.workspace)
+    return reply
+
+
+@capability("repo.add", cli="repo add")
+async def repo_add(core: Core, caller: Caller, path: str = "", org: str = "", name: str = "") -> RepoRow:
+    """Register a repository under an organisation and a name; the same path again changes nothing."""
+    engine = core.engine
+    base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, path, "")))
+    org, name = names.check(org or "core", "org"), names.check(name or names.directory_name(base.top.name, "repo"))
+    known = engine.repos.get((org, name))
+    if known is not None:
+        if known.path == str(base.top):
+            return repo_row(known)
+        raise CoreAgentError(
+            "repo_exists", f"{org}/{name} is {known.path}", hint="choose another --name, or another --org"
+        )
+    made = Repo(org=org, name=name, path=str(base.top), default_branch=base.default_branch, added_at=core.now())
+    await core.store.commit(SaveRepo(made))
+    engine.repos[(org, name)] = made
+    return repo_row(made)
+
+
+@capability("repo.list", cli="repo list", read_only=True)
+async def repo_list(core: Core) -> list[RepoRow]:
+    """List the registered repositories and whether their own settings are trusted."""
+    found = []
+    for repo in sorted(core.engine.repos.values(), key=lambda r: (r.org, r.name)):
+        offer = await asyncio.to_thread(trust.offered, repo) if repo.trusted_hash else None
+        row = repo_row(repo)
+        row.trust_stale = offer is not None and offer.hash != repo.trusted_hash
+        found.append(row)
+    return found
+
+
+@capability("repo.trust", cli="repo trust")
+async def repo_trust(
+    core: Core, caller: Caller, repo: str = "", apply: bool = False, bypass: bool = False
+) -> TrustReply:
+    """Show the settings of a repository that run commands and, with `apply`, trust exactly these.
+
+    With `bypass`, also agree that agents may run there without asking and without a sandbox.
+    """
+    engine = core.engine
+    base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, repo, "")))
+    row = intake.register(engine, base)
+    offer = await asyncio.to_thread(trust.offered, row)
+    if apply or bypass:
+        row = row.model_copy(
+            update={
+                "trusted_hash": offer.hash if apply else row.trusted_hash,
+                "bypass_consent": bypass or row.bypass_consent,
+            }
+        )
+        await core.store.commit(SaveRepo(row))
+        engine.repos[(row.org, row.name)] = row
+    return TrustReply(repo=repo_row(row), hash=offer.hash, settings=offer.files, applied=apply or bypass)
+
+
+def repo_row(repo: Repo) -> RepoRow:
+    return RepoRow(
+        org=repo.org,
+        name=repo.name,
+        path=repo.path,
+        default_branch=repo.default_branch,
+        trusted=bool(repo.trusted_hash),
+        bypass_consent=repo.bypass_consent,
+    )

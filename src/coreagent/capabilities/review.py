@@ -1,0 +1,244 @@
+"""Judge the work: diff, logs, accept, reject, rescue."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+from coreagent import paths, runners
+from coreagent.capabilities.control import move_reply
+from coreagent.capabilities.status import find_any
+from coreagent.capability import EVERYONE, capability
+from coreagent.core import Core
+from coreagent.dispatch import bring, cleanup
+from coreagent.dispatch.workspace import layout
+from coreagent.errors import CoreAgentError
+from coreagent.git import diff as git_diff
+from coreagent.git import landing as git_landing
+from coreagent.git import rescue as git_rescue
+from coreagent.git.snapshot import live_diff
+from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, Stage, State
+from coreagent.models.report import AcceptReply, DiffReply, LogEntry, LogReply, MoveReply, RescueRow
+
+DIFF_MAX = 4 << 20
+
+
+@capability("diff", cli="diff", roles=EVERYONE, read_only=True)
+async def diff(core: Core, workspace: str, stat: bool = False) -> DiffReply:
+    """Show what the agent changed: of a running one the working tree as it is now, else what was brought home."""
+    found = await find_any(core, workspace)
+    cache = Path(paths.repo_cache(core.home, found.org, found.repo))
+    start = found.start_sha or found.base_sha
+    live = found.state in ACTIVE
+    head = found.harvest.sha
+    place = layout(core.home, core.settings, found)
+    if live and place.prepared.exists():
+        index = Path(paths.index_copy(core.home, found.id))
+        text, cut, files, plus, minus = await asyncio.to_thread(
+            live_diff, cache, place.repo, start, index, stat, DIFF_MAX
+        )
+        return DiffReply(
+            workspace=found.workspace,
+            base=start,
+            head="",
+            live=True,
+            files=files,
+            insertions=plus,
+            deletions=minus,
+            text=text,
+            truncated=cut,
+        )
+    if not head or head == start:
+        return DiffReply(workspace=found.workspace, base=start, head=head or start)
+    text, truncated = await asyncio.to_thread(git_diff.diff, cache, start, head, stat=stat, limit=DIFF_MAX)
+    numbers = await asyncio.to_thread(git_diff.numstat, cache, start, head)
+    return DiffReply(
+        workspace=found.workspace,
+        base=start,
+        head=head,
+        files=numbers.files,
+        insertions=numbers.insertions,
+        deletions=numbers.deletions,
+        text=text,
+        truncated=truncated,
+    )
+
+
+@capability("logs", cli="logs", roles=EVERYONE, read_only=True)
+async def logs(core: Core, workspace: str, attempt: int | None = None, after: str = "", limit: int = 1000) -> LogReply:
+    """Read what an agent said and did, from its recorded output. `after` is the `next` of an earlier reply."""
+    found = await find_any(core, workspace)
+    live = core.engine.live.get(found.id)
+    n = attempt if attempt is not None else found.attempts
+    live_now = live is not None and live.attempt.n == n
+    if live_now and live is not None:
+        directory = live.directory
+    else:
+        directory = _log_directory(core, found, n)
+    skip = int(after) if after.isdigit() else 0
+    entries, more = await asyncio.to_thread(_read_log, found, directory, n, skip, min(max(limit, 1), 10_000))
+    error = await asyncio.to_thread(_stderr, directory)
+    return LogReply(
+        workspace=found.workspace,
+        entries=entries,
+        next=str(skip + len(entries)),
+        live=live_now and not more,
+        stderr=error,
+    )
+
+
+def _log_directory(core: Core, found: Dispatch, n: int) -> Path:
+    kept = layout(core.home, core.settings, found).attempt(n)
+    if kept.is_dir():
+        return kept
+    archived = Path(paths.archive_dir(core.home, found.id), "attempts", str(n))
+    if archived.is_dir():
+        return archived
+    spool = core.engine.attempts.get(found.id)
+    return Path(paths.attempt_dir(core.home, spool.id)) if spool and spool.n == n else kept
+
+
+def _read_log(found: Dispatch, directory: Path, n: int, skip: int, limit: int) -> tuple[list[LogEntry], bool]:
+    """Entries `skip`..`skip+limit` of the parsed output. Read again each time: nothing is kept twice."""
+    parser = runners.load(found.runner).parser()
+    entries: list[LogEntry] = []
+    seen = 0
+    try:
+        with (directory / "out").open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n") and found.state in ACTIVE:
+                    break
+                for event in parser.feed(line):
+                    seen += 1
+                    if seen > skip:
+                        entries.append(LogEntry(attempt=n, offset=seen, event=event))
+                    if len(entries) >= limit:
+                        return entries, True
+    except FileNotFoundError:
+        pass
+    return entries, False
+
+
+def _stderr(directory: Path) -> str:
+    try:
+        return (directory / "err").read_bytes()[-8000:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+@capability("accept", cli="accept", destructive=True)
+async def accept(
+    core: Core,
+    workspace: str,
+    strategy: Literal["auto", "fast-forward", "merge", "squash", "rebase"] = "auto",
+    onto: str = "",
+) -> AcceptReply:
+    """Land the work on the branch it started from (or `onto`), then let the workspace go.
+
+    `auto` moves the branch forward when that is possible and merges otherwise. Nothing of the user's is lost: a
+    checkout that would be overwritten refuses, and the reply holds the command that takes it back.
+    """
+    engine = core.engine
+    found = engine.find(workspace)
+    _check_acceptable(found)
+    target = onto or found.base_ref
+    if not target:
+        raise CoreAgentError(
+            "nothing_to_accept",
+            f"{found.workspace} did not start from a branch",
+            hint="say where it should land: --onto BRANCH",
+        )
+    cache = Path(paths.repo_cache(core.home, found.org, found.repo))
+    message = f"{found.task.splitlines()[0][:72]}\n\n{found.workspace} by {found.agent}\n"
+    landing = await asyncio.to_thread(
+        git_landing.land, cache, Path(found.repo_path), found.branch, target, found.harvest.sha, strategy, message
+    )
+    core.crash_point("landed")
+    accepted = await engine.update(
+        found,
+        fate=Fate.ACCEPTED,
+        stage=Stage.ACCEPTED,
+        accepted_sha=landing.after,
+        previous_sha=landing.before,
+    )
+    core.crash_point("accepted")
+    await asyncio.to_thread(bring.drop_branch, accepted)
+    await cleanup.let_go(engine, accepted)
+    return AcceptReply(
+        workspace=found.workspace,
+        strategy=landing.strategy,
+        onto=target,
+        before=landing.before,
+        after=landing.after,
+        files=found.harvest.files,
+        insertions=found.harvest.insertions,
+        deletions=found.harvest.deletions,
+        undo=landing.undo,
+    )
+
+
+def _check_acceptable(found: Dispatch) -> None:
+    if found.state in ACTIVE or found.state is State.QUEUED:
+        raise CoreAgentError(
+            "workspace_busy", f"{found.workspace} is {found.state}", hint=f"core-agent watch {found.name}"
+        )
+    if found.fate is not Fate.OPEN:
+        raise CoreAgentError("nothing_to_accept", f"{found.workspace} was {found.fate} already")
+    if found.harvest.status == "none" or not found.harvest.sha:
+        raise CoreAgentError(
+            "nothing_to_accept", f"{found.workspace} changed nothing", hint=f"core-agent why {found.name}"
+        )
+    if found.harvest.status == "rejected":
+        raise CoreAgentError(
+            "nothing_to_accept",
+            f"the work of {found.workspace} did not pass the harvest check: {found.harvest.reason}",
+            cause=found.harvest.detail,
+            hint=f"look at it with `core-agent diff {found.name}`; "
+            f"`core-agent rescue apply {found.name}` brings it over as it is",
+        )
+
+
+@capability("reject", cli="reject", destructive=True)
+async def reject(core: Core, workspace: str) -> MoveReply:
+    """Say no to the work and let the workspace go; its tip stays under a rescue ref."""
+    engine = core.engine
+    found = engine.find(workspace)
+    if found.state in ACTIVE or found.state is State.QUEUED:
+        raise CoreAgentError(
+            "workspace_busy", f"{found.workspace} is {found.state}", hint=f"`core-agent cancel {found.name}` first"
+        )
+    rejected = await engine.update(
+        found, fate=Fate.REJECTED, stage=Stage.REJECTED, extra=await bring.keep_tip(engine, found)
+    )
+    core.crash_point("rejected")
+    await asyncio.to_thread(bring.drop_branch, rejected)
+    gone = await cleanup.let_go(engine, rejected)
+    rescued = await core.store.rescues(gone.workspace)
+    note = f"its work is kept: core-agent rescue apply {found.workspace}" if rescued else ""
+    return move_reply(gone, note)
+
+
+@capability("rescue.list", cli="rescue list", read_only=True)
+async def rescue_list(core: Core, workspace: str = "") -> list[RescueRow]:
+    """List the work that was kept outside the user's repository, newest first."""
+    wanted = (await find_any(core, workspace)).workspace if workspace else ""
+    return list(reversed(await core.store.rescues(wanted)))
+
+
+@capability("rescue.apply", cli="rescue apply")
+async def rescue_apply(core: Core, workspace: str, n: int = 0, branch: str = "") -> MoveReply:
+    """Bring kept work into the user's repository as a branch (the newest one unless `n` says which)."""
+    found = await find_any(core, workspace)
+    kept = list(reversed(await core.store.rescues(found.workspace)))
+    chosen = next((r for r in kept if n in (0, r.n)), None)
+    if chosen is None:
+        raise CoreAgentError(
+            "rescue_not_found",
+            f"nothing of {found.workspace} was rescued" if not kept else f"there is no rescue {n} of {found.workspace}",
+            hint="`core-agent rescue list` shows what there is",
+        )
+    cache = Path(paths.repo_cache(core.home, found.org, found.repo))
+    name = branch or f"rescue/{found.name}-{chosen.n}"
+    await asyncio.to_thread(git_rescue.rescue_apply, cache, Path(found.repo_path), found.name, chosen.n, name)
+    return move_reply(found, f"branch {name} is in {found.repo_path}")

@@ -1,0 +1,211 @@
+"""Look at work: status, why, watch, history."""
+
+from __future__ import annotations
+
+import time
+
+from coreagent.capability import EVERYONE, capability
+from coreagent.core import Core
+from coreagent.dispatch import claim, rows
+from coreagent.dispatch.engine import Engine
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Reason
+from coreagent.models.dispatch import Dispatch, Fate, State
+from coreagent.models.report import HistoryRow, StatusReport, WatchReply, WhyReport
+
+WATCH_MAX_S = 600.0
+
+
+@capability("status", tool="agentic_status", cli="status", roles=EVERYONE, read_only=True)
+async def status(core: Core, workspace: str = "", all: bool = False) -> StatusReport:  # noqa: A002
+    """Tell what is running, what waits and why, and what needs a person, oldest first."""
+    if not workspace:
+        return rows.report(core.engine, all)
+    found = core.engine.find(workspace)
+    whole = rows.report(core.engine, True)
+    whole.workspaces = [r for r in whole.workspaces if r.dispatch_id == found.id]
+    return whole
+
+
+@capability("why", cli="why", roles=EVERYONE, read_only=True)
+async def why(core: Core, workspace: str) -> WhyReport:
+    """Explain why a workspace is in its state, from the evidence, and what can be done."""
+    found = await find_any(core, workspace)
+    return WhyReport(
+        workspace=found.workspace,
+        state=found.state,
+        headline=_headline(core.engine, found),
+        facts=await _facts(core, found),
+        next=_next(found),
+    )
+
+
+async def find_any(core: Core, workspace: str) -> Dispatch:
+    """The dispatch of that name on the board, else the newest of the history."""
+
+    try:
+        return core.engine.find(workspace)
+    except CoreAgentError as error:
+        if error.slug != "workspace_not_found":
+            raise
+        gone = await core.store.find_dispatch(workspace.strip().strip("/"))
+        if gone is None:
+            raise
+        return gone
+
+
+def _headline(engine: Engine, d: Dispatch) -> str:
+    match d.state:
+        case State.QUEUED:
+            return _why_queued(engine, d)
+        case State.PREPARING:
+            return "Its workspace is being prepared."
+        case State.RUNNING:
+            live = engine.live.get(d.id)
+            doing = f"; last tool: {live.outcome.last_tool}" if live and live.outcome.last_tool else ""
+            return f"Its agent is running{doing}."
+        case State.PAUSED:
+            return f"It is paused: {d.detail or 'a person stopped it between turns'}."
+        case State.BLOCKED:
+            return f"The agent asks: {d.question.strip() or d.detail}"
+        case State.COMPLETED if d.fate is not Fate.OPEN:
+            return f"It completed and was {d.fate}."
+        case State.COMPLETED if d.reason is Reason.NO_CHANGES:
+            return "The agent ended well and changed nothing."
+        case State.COMPLETED if d.harvest.status == "rejected":
+            return f"The agent ended well, but its work was not brought over: {d.harvest.reason} ({d.harvest.detail})."
+        case State.COMPLETED:
+            return f"The agent ended well; {d.harvest.files} changed files wait on {d.branch} for a person."
+        case State.CANCELLED:
+            return f"It was cancelled: {d.detail}."
+        case _:
+            return f"It failed, {d.reason}: {d.detail or 'no message'}."
+
+
+def _why_queued(engine: Engine, d: Dispatch) -> str:
+    facts = engine.facts()
+    obstacle = claim.obstacle(d, facts)
+    match obstacle:
+        case "":
+            return "It is the next to start."
+        case "slot":
+            busy = [o.name for o in engine.busy() if o.pool == d.pool]
+            return f"Pool {d.pool} has {len(busy)} of {facts.limits[d.pool]} slots in use: {', '.join(busy[:5])}."
+        case "frozen":
+            return "The queue is frozen; `core-agent queue start` lets it go on."
+        case "frozen_pool":
+            return f"Pool {d.pool} is frozen; `core-agent queue start --pool {d.pool}` lets it go on."
+        case "shutdown":
+            return "The daemon is draining; it starts with the next daemon."
+        case "rate_limit":
+            return (
+                f"The provider's rate limit lifts at {d.waiting_until:%Y-%m-%d %H:%M:%S} UTC; its session goes on then."
+            )
+        case _:
+            return f"It waits for {obstacle}."
+
+
+async def _facts(core: Core, d: Dispatch) -> list[str]:
+    base = f"from {d.base_ref or 'a commit'} at {d.base_sha[:12]}"
+    said = [f"{d.created_at:%Y-%m-%d %H:%M:%S} queued for {d.agent} in {d.repo_path}, {base}"]
+    if d.left_out:
+        said.append(f"{d.left_out} changed files of the work tree were left out")
+    for a in await core.store.attempts_of(d.id):
+        if a.started_at is None:
+            said.append(f"{a.claimed_at:%Y-%m-%d %H:%M:%S} attempt {a.n} claimed; its agent was not executed")
+            continue
+        line = f"{a.started_at:%Y-%m-%d %H:%M:%S} attempt {a.n} executed ({a.kind}), shim {a.shim_pid}"
+        said.append(line)
+        if a.ended_at is None:
+            continue
+        how = f"signal {a.exit_signal}" if a.exit_signal else f"exit code {a.exit_code}"
+        stopped = f", stopped by {a.stopped_by}" if a.stopped_by else ""
+        said.append(
+            f"{a.ended_at:%Y-%m-%d %H:%M:%S} attempt {a.n} ended: terminal event {a.outcome.terminal}, {how}{stopped}; "
+            f"{a.harvest.files} files changed, harvest {a.harvest.status}"
+        )
+        if a.outcome.message:
+            said.append(f"  it said: {a.outcome.message[:400]}")
+    if d.denied_tools:
+        said.append("denied tools: " + ", ".join(d.denied_tools))
+    if d.harvest.rescue_ref:
+        said.append(f"its tip is kept under {d.harvest.rescue_ref}")
+    if d.workspace_gone:
+        said.append("its workspace was archived and deleted")
+    return said
+
+
+def _next(d: Dispatch) -> list[str]:
+    name = d.name
+    if d.workspace_gone:
+        return []
+    match d.state:
+        case State.BLOCKED:
+            return [
+                f'core-agent resume {name} --answer "..."',
+                f"core-agent attach {name}",
+                f"core-agent cancel {name}",
+            ]
+        case State.PAUSED | State.CANCELLED:
+            return [f"core-agent resume {name}", f"core-agent diff {name}", f"core-agent reject {name}"]
+        case State.FAILED:
+            return [f"core-agent logs {name}", f"core-agent resume {name}", f"core-agent reject {name}"]
+        case State.COMPLETED if d.reason is not Reason.NO_CHANGES and d.fate is Fate.OPEN:
+            return [f"core-agent diff {name}", f"core-agent accept {name}", f'core-agent resume {name} "also do ..."']
+        case State.QUEUED:
+            return [f"core-agent queue drop {name}", "core-agent queue list"]
+        case State.RUNNING | State.PREPARING:
+            return [f"core-agent watch {name}", f"core-agent pause {name}", f"core-agent cancel {name}"]
+        case _:
+            return []
+
+
+@capability("watch", tool="agentic_watch", cli="watch", roles=EVERYONE, read_only=True)
+async def watch(core: Core, workspace: str = "", since: int = 0, timeout_s: float = 30.0) -> WatchReply:
+    """Wait until something happens after event `since` (0: from now) and tell what, or until the time is out."""
+    engine = core.engine
+    wanted = engine.find(workspace).id if workspace else ""
+    after = since or engine.seq
+    deadline = time.monotonic() + min(max(timeout_s, 0.0), WATCH_MAX_S)
+    while True:
+        found = [e for e in await core.store.events(after) if not wanted or e.dispatch_id == wanted]
+        left = deadline - time.monotonic()
+        if found or left <= 0:
+            named = {e.dispatch_id for e in found} or {wanted}
+            return WatchReply(
+                seq=max((e.seq for e in found), default=max(after, engine.seq)),
+                events=[e.model_dump(mode="json") for e in found],
+                workspaces=[rows.row(engine, d) for d in engine.board.values() if d.id in named],
+                timed_out=not found,
+            )
+        after = max(after, engine.seq) if not wanted else after
+        await engine.changed(left)
+
+
+@capability("history", cli="history", read_only=True)
+async def history(core: Core, limit: int = 50) -> list[HistoryRow]:
+    """Tell what happened in the last dispatches, newest first, those whose workspace is gone included."""
+    found = await core.store.history(min(max(limit, 1), 10_000))
+    return [
+        HistoryRow(
+            dispatch_id=d.id,
+            workspace=d.workspace,
+            agent=d.agent,
+            model=d.model,
+            template=d.options.template,
+            state=d.state,
+            reason=d.reason,
+            fate=d.fate,
+            runs=d.runs,
+            tokens=d.usage.total,
+            cost=d.cost,
+            files=d.harvest.files,
+            insertions=d.harvest.insertions,
+            deletions=d.harvest.deletions,
+            created_at=d.created_at,
+            started_at=d.started_at,
+            ended_at=d.ended_at,
+            task=(d.task.splitlines() or [""])[0][: rows.TASK_SHOWN],
+        )
+        for d in found
+    ]

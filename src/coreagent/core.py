@@ -1,0 +1,97 @@
+"""Core: settings, store, bus, clock and ids; the one object everything hangs from.
+
+The daemon makes one (`dispatch.engine.open_core`) and hands it to every capability. It knows no face and no verb.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ulid import ULID
+
+from coreagent import config, process
+from coreagent.bus import Bus
+from coreagent.capability import Caller
+from coreagent.config import Settings
+from coreagent.errors import CoreAgentError
+from coreagent.store.store import Store
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+
+class Core:
+    """Shared state of a running daemon. Everything here is used on the daemon's event loop only."""
+
+    engine: Engine
+
+    def __init__(self, home: str, env: dict[str, str], store: Store, settings: Settings, problems: list[str]) -> None:
+        self.home = home
+        self.env = env
+        self.store = store
+        self.settings = settings
+        self.problems = problems
+        """What is wrong with the settings file, for `status` and `doctor`; the last good settings are in force."""
+        self.bus = Bus()
+        self.started_monotonic = time.monotonic()
+        self.stop_mode = ""
+        self.stop_requested = asyncio.Event()
+        self._stamp = config.stamp(home)
+        self._crash_at = env.get("CORE_AGENT_CRASH_AT", "")
+
+    def now(self) -> datetime:
+        """The time, aware UTC. All of the daemon's clock reads come from here."""
+        return datetime.now(UTC)
+
+    def new_id(self) -> str:
+        """A new ULID: sorts by time, 26 characters."""
+        return str(ULID())
+
+    def role_of(self, pid: int, uid: int) -> Caller:
+        """Tell who is at the other end of a connection by what the kernel says (architecture, idea 5).
+
+        A process below a live shim, or one that carries an attempt's marker after its shim died, is that attempt's
+        worker, whatever it claims. Everyone else with the daemon's uid is the person.
+        """
+        shims = self.engine.live_shims()
+        chain = [(pid, process.start_time(pid) or 0), *process.ancestors(pid)]
+        for ancestor in chain:
+            attempt = shims.get(ancestor)
+            if attempt is not None:
+                return self._worker(attempt.id, attempt.dispatch_id, pid, uid)
+        marker = next((m for m in (process.environ_of(p).get("CORE_AGENT_ATTEMPT") for p, _ in chain) if m), "")
+        if marker:
+            return self._worker(marker, self.engine.dispatch_of_attempt(marker), pid, uid)
+        return Caller(role="person", pid=pid, uid=uid)
+
+    def _worker(self, attempt: str, dispatch_id: str, pid: int, uid: int) -> Caller:
+        dispatch = self.engine.board.get(dispatch_id)
+        workspace = dispatch.workspace if dispatch else ""
+        return Caller(role="worker", pid=pid, uid=uid, attempt=attempt, workspace=workspace)
+
+    def crash_point(self, name: str) -> None:
+        """Die here, as if killed, when `CORE_AGENT_CRASH_AT` names this point (tests/crash)."""
+        if self._crash_at == name:
+            os._exit(137)
+
+    def request_stop(self, mode: str) -> None:
+        """Ask the daemon to stop after the answer is out; whoever owns the daemon waits for `stop_requested`."""
+        self.stop_mode = self.stop_mode or mode
+        self.stop_requested.set()
+
+    def refresh_settings(self) -> None:
+        """Read agents.yaml again when it changed; a bad file keeps the last good settings and says so."""
+        stamp = config.stamp(self.home)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            loaded = config.load(self.home, self.env)
+        except CoreAgentError as error:
+            self.problems = [f"{error.message}; the last good settings are in force"]
+            return
+        self.settings, self.problems = loaded.settings, list(loaded.problems)

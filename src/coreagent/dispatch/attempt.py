@@ -1,0 +1,276 @@
+"""One attempt, from its claim to its settled end. The only place that starts an agent.
+
+claimed -> workspace prepared -> spec written -> shim spawned -> `started` -> agent ran -> `exit` -> brought home ->
+settled in one transaction -> spool moved into the workspace. A restart enters at the first step that left no trace
+(dispatch.recovery); `started` is the line that no attempt crosses twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreagent import attempts, events, paths, runners
+from coreagent.dispatch import bring, cleanup, environment, launch, prep
+from coreagent.dispatch.live import LiveAttempt
+from coreagent.dispatch.verdict import Evidence, Verdict, judge
+from coreagent.dispatch.workspace import layout
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Outcome, Reason
+from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Harvest, Stage, State
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+log = logging.getLogger(__name__)
+
+# Minutes to wait after the n-th rate limit in a row whose reset nobody named (domain.md).
+BACKOFF_MINUTES = (1, 5, 15, 60)
+RESET_MIN = timedelta(seconds=1)
+RESET_MAX = timedelta(days=8)
+
+
+async def guarded(engine: Engine, dispatch_id: str, work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`; whatever goes wrong in it, the dispatch ends with a state and a reason, and its work stays."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise  # the daemon leaves; the agent goes on under its shim
+    except Exception as error:
+        log.exception("attempt of %s failed", dispatch_id)
+        message = error.message if isinstance(error, CoreAgentError) else f"{type(error).__name__}: {error}"
+        live = engine.live.pop(dispatch_id, None)
+        if live is not None and live.shim is not None:
+            await live.shim.cancel("shutdown")
+        dispatch = engine.board.get(dispatch_id)
+        if dispatch is not None and dispatch.state in ACTIVE:
+            attempt = engine.attempts[dispatch_id].model_copy(
+                update={"ended_at": engine.core.now(), "reason": Reason.ERROR}
+            )
+            await engine.update(
+                dispatch,
+                attempt=attempt,
+                state=State.FAILED,
+                reason=Reason.ERROR,
+                detail=message[:400],
+                ended_at=engine.core.now(),
+            )
+    finally:
+        engine.live.pop(dispatch_id, None)
+        engine.poke()
+
+
+async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
+    """Prepare, execute and settle a claimed attempt."""
+    core = engine.core
+    directory = Path(paths.attempt_dir(core.home, attempt.id))
+    runner = runners.load(dispatch.runner)
+    live = LiveAttempt(engine, dispatch.workspace, attempt, directory, runner.parser(dispatch.usage, dispatch.cost))
+    engine.live[dispatch.id] = live
+    try:
+        dispatch = await prep.prepare(engine, dispatch, attempt)
+        core.crash_point("prepared")
+        plan = await launch.plan(engine, dispatch, attempt)
+    except CoreAgentError as error:
+        reason = Reason.SETUP_FAILED if error.slug == "setup_failed" else Reason.PREP_FAILED
+        await _never_started(engine, dispatch, attempt, live, Verdict(State.FAILED, reason, _one_line(error)))
+        return
+    if live.stop_requested:
+        verdict = judge(Evidence(outcome=Outcome(), stopped_by=live.stop_requested))
+        await _never_started(engine, dispatch, attempt, live, verdict)
+        return
+    await asyncio.to_thread(launch.write_spec, engine, dispatch, attempt, plan, directory)
+    core.crash_point("spec-written")
+    shim = attempts.spawn(directory)
+    core.crash_point("spawned")
+    dispatch, attempt = await mark_started(engine, dispatch, attempt, shim.pid, shim.start)
+    live.attempt = attempt
+    core.crash_point("running")
+    await follow(engine, dispatch, attempt, live, shim)
+
+
+async def mark_started(
+    engine: Engine, dispatch: Dispatch, attempt: Attempt, shim_pid: int, shim_start: int
+) -> tuple[Dispatch, Attempt]:
+    """Record that the agent was executed: one more run."""
+    now = engine.core.now()
+    attempt = attempt.model_copy(update={"started_at": now, "shim_pid": shim_pid, "shim_start": shim_start})
+    repo = f"{dispatch.org}/{dispatch.repo}"
+    dispatch = await engine.update(
+        dispatch,
+        events.AgentStarted(agent=dispatch.agent, repo=repo, workspace=dispatch.workspace),
+        attempt=attempt,
+        state=State.RUNNING,
+        started_at=dispatch.started_at or now,
+        runs=dispatch.runs + 1,
+        session_id=attempt.resume_session or attempt.session_id,
+        next_prompt="",
+        next_kind="resume",
+    )
+    return dispatch, attempt
+
+
+async def follow(
+    engine: Engine, dispatch: Dispatch, attempt: Attempt, live: LiveAttempt, shim: attempts.Shim
+) -> None:
+    """Read along until the attempt has ended, which may be at once, then settle it."""
+    ended = await live.follow(shim)
+    engine.core.crash_point("exited")
+    outcome = live.parser.end(ended.code, ended.signal, live.stderr_tail())
+    await settle(engine, dispatch, attempt, live, ended, outcome)
+
+
+async def settle(
+    engine: Engine,
+    dispatch: Dispatch,
+    attempt: Attempt,
+    live: LiveAttempt,
+    ended: attempts.ShimExit,
+    outcome: Outcome,
+) -> None:
+    """Bring the work home, judge the evidence, and end the attempt in one transaction. Safe to run twice."""
+    core = engine.core
+    place = layout(core.home, core.settings, dispatch)
+    ended_at = datetime.fromtimestamp(ended.at, UTC)
+    question = await asyncio.to_thread(bring.read_note, place.repo, "BLOCKED.md")
+    brought = await bring.bring_home(engine, dispatch)
+    core.crash_point("brought-home")
+    verdict = judge(
+        Evidence(
+            outcome=outcome,
+            stopped_by=ended.stopped_by,
+            spawn_error=ended.spawn_error,
+            died=ended.died,
+            changed=brought.changed,
+            question=question,
+        )
+    )
+    attempt = attempt.model_copy(
+        update={
+            "ended_at": ended_at,
+            "started_at": attempt.started_at if ended.executed else None,
+            "exit_code": ended.code,
+            "exit_signal": ended.signal,
+            "stopped_by": ended.stopped_by,
+            "reason": verdict.reason,
+            "outcome": outcome.model_copy(update={"last_text": outcome.last_text[-2000:]}),
+            "harvest": brought.harvest,
+        }
+    )
+    changes = _ending(engine, dispatch, attempt, verdict, question)
+    changes["harvest"] = brought.harvest
+    changes["runs"] = dispatch.runs - (0 if ended.executed else 1)
+    changes["stage"] = _stage(brought.harvest)
+    extra = bring.rescue_rows(dispatch, brought.harvest, verdict, ended_at)
+    dispatch = await engine.update(
+        dispatch, *_messages(dispatch, verdict, brought.harvest, changes), attempt=attempt, extra=extra, **changes
+    )
+    core.crash_point("settled")
+    await asyncio.to_thread(put_away, core.home, place, dispatch, attempt, live.directory)
+    core.crash_point("put-away")
+
+
+def _ending(engine: Engine, dispatch: Dispatch, attempt: Attempt, verdict: Verdict, question: str) -> dict[str, Any]:
+    outcome, now = attempt.outcome, engine.core.now()
+    changes: dict[str, Any] = {
+        "state": verdict.state,
+        "reason": verdict.reason,
+        "detail": verdict.detail,
+        "question": question if verdict.state is State.BLOCKED else "",
+        "usage": dispatch.usage.plus(outcome.usage),
+        "cost": launch.add_cost(dispatch.cost, outcome.cost, outcome.usage),
+        "session_id": outcome.session_id or dispatch.session_id,
+        "model": dispatch.model or outcome.model,
+        "denied_tools": outcome.denied_tools,
+        "ended_at": now,
+        "rate_limited": 0,
+    }
+    if verdict.state is State.QUEUED:
+        changes |= _wait_for_reset(dispatch, outcome, now)
+    return changes
+
+
+def _wait_for_reset(dispatch: Dispatch, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    """The fields of a dispatch that a provider sent away: when it goes on, and as the same session."""
+    if outcome.resets_at:
+        until = datetime.fromtimestamp(outcome.resets_at, UTC)
+        until = min(max(until, now + RESET_MIN), now + RESET_MAX)
+    else:
+        until = now + timedelta(minutes=BACKOFF_MINUTES[min(dispatch.rate_limited, len(BACKOFF_MINUTES) - 1)])
+    resumable = bool(outcome.session_id or dispatch.session_id) and runners.load(dispatch.runner).resumable
+    return {
+        "waiting_until": until,
+        "waiting_for": "rate_limit",
+        "rate_limited": dispatch.rate_limited + 1,
+        "next_kind": "resume" if resumable else "fresh",
+        "next_prompt": "Continue where you left off.",
+        "ended_at": None,
+    }
+
+
+def _stage(harvest: Harvest) -> Stage:
+    return {"none": Stage.NONE, "complete": Stage.HARVESTED, "rejected": Stage.HARVEST_REJECTED}[harvest.status]
+
+
+def _messages(dispatch: Dispatch, verdict: Verdict, harvest: Harvest, changes: dict[str, Any]) -> list[events.Message]:
+    repo = f"{dispatch.org}/{dispatch.repo}"
+    told: list[events.Message] = [
+        events.AgentCompleted(agent=dispatch.agent, repo=repo, workspace=dispatch.workspace, status=verdict.state.value)
+    ]
+    if harvest.status == "complete":
+        told.append(events.HarvestComplete(repo=repo, branch=dispatch.branch, files=harvest.files))
+    elif harvest.status == "rejected":
+        told.append(events.HarvestRejected(repo=repo, branch=dispatch.branch, reason=harvest.reason))
+    if changes.get("waiting_for") == "rate_limit":
+        seconds = (changes["waiting_until"] - dispatch.changed_at).total_seconds()
+        told.append(events.RateLimitDetected(pool=dispatch.pool, duration=max(0.0, seconds)))
+    return told
+
+
+async def _never_started(
+    engine: Engine, dispatch: Dispatch, attempt: Attempt, live: LiveAttempt, verdict: Verdict
+) -> None:
+    """End an attempt whose agent was not executed."""
+    now = engine.core.now()
+    ended = attempt.model_copy(update={"ended_at": now, "reason": verdict.reason})
+    dispatch = engine.board[dispatch.id]
+    await engine.update(
+        dispatch, attempt=ended, state=verdict.state, reason=verdict.reason, detail=verdict.detail, ended_at=now
+    )
+    await asyncio.to_thread(_remove_spool, live.directory)
+    if verdict.state is not State.QUEUED:
+        await asyncio.to_thread(environment.forget, engine.core.home, dispatch.id)
+
+
+def put_away(home: str, place: Any, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
+    """Move an ended attempt's spool into its workspace; secrets go, output stays. Safe to run twice."""
+    (directory / "spec.json").unlink(missing_ok=True)
+    (directory / "stdin").unlink(missing_ok=True)
+    if dispatch.state is not State.QUEUED:
+        environment.forget(home, dispatch.id)
+    if directory.is_dir() and place.meta.is_dir() and not place.meta.is_symlink():
+        target = place.attempt(attempt.n)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("out", "err", "records", "started", "exit"):
+            source = directory / name
+            if source.exists():
+                os.replace(source, target / name)
+        cleanup.write_status(place, dispatch, attempt)
+        _remove_spool(directory)
+    Path(paths.attempt_socket(home, attempt.id)).unlink(missing_ok=True)
+
+
+def _remove_spool(directory: Path) -> None:
+    if directory.is_dir():
+        for entry in directory.iterdir():
+            entry.unlink(missing_ok=True)
+        directory.rmdir()
+
+
+def _one_line(error: CoreAgentError) -> str:
+    return error.message + (f" ({error.cause})" if error.cause else "")

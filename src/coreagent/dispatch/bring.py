@@ -1,0 +1,174 @@
+"""Bring home what an attempt left: snapshot, check, harvest; or keep it under a rescue ref and say why.
+
+Safe to run twice: the leftover commit is dated by the attempt's end, so that a second run makes the same commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coreagent import paths
+from coreagent.dispatch.verdict import Verdict
+from coreagent.dispatch.workspace import AUTHOR, layout
+from coreagent.errors import CoreAgentError
+from coreagent.git import drop as git_drop
+from coreagent.git import harvest as git_harvest
+from coreagent.git import rescue as git_rescue
+from coreagent.git import snapshot as git_snapshot
+from coreagent.models.dispatch import Dispatch, Harvest
+from coreagent.models.report import RescueRow
+from coreagent.store.change import SaveRescue
+
+if TYPE_CHECKING:
+    from coreagent.core import Core
+    from coreagent.dispatch.engine import Engine
+
+log = logging.getLogger(__name__)
+
+QUESTION_MAX = 64 << 10
+
+
+@dataclass(frozen=True)
+class Home:
+    """What came home, and whether anything differs from the base."""
+
+    harvest: Harvest
+    changed: bool
+
+
+def read_note(repo_dir: Path, name: str) -> str:
+    """Text of a note the agent left (BLOCKED.md): a regular file only, bounded, never followed out of the tree."""
+    try:
+        descriptor = os.open(repo_dir / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ""
+        return file.read(QUESTION_MAX).decode("utf-8", "replace").strip()
+
+
+async def take_snapshot(core: Core, dispatch: Dispatch) -> git_snapshot.Snapshot:
+    """Commit what is in the workspace now into the daemon's cache, without touching the workspace."""
+    place = layout(core.home, core.settings, dispatch)
+    limits = core.settings.harvest
+    return await asyncio.to_thread(
+        git_snapshot.snapshot,
+        Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo)),
+        place.repo,
+        dispatch.name,
+        dispatch.start_sha or dispatch.base_sha,
+        Path(paths.index_copy(core.home, dispatch.id)),
+        AUTHOR,
+        f"Work of {dispatch.agent} on {dispatch.name}",
+        git_snapshot.Limits(
+            max_files=limits.max_files,
+            max_file_bytes=limits.max_file_bytes,
+            max_total_bytes=limits.max_total_bytes,
+            binaries=limits.binaries,
+        ),
+    )
+
+
+async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
+    """Snapshot the workspace and bring its tip into the user's repository, or keep it under a rescue ref.
+
+    Never raises for what an agent or a person did to either repository: that becomes a rejected harvest.
+    """
+    core = engine.core
+    start = dispatch.start_sha or dispatch.base_sha
+    try:
+        taken = await take_snapshot(core, dispatch)
+    except CoreAgentError as error:
+        log.warning("snapshot of %s failed: %s (%s)", dispatch.workspace, error.message, error.cause)
+        detail = f"{error.message} {error.cause}".strip()
+        return Home(Harvest(status="rejected", branch=dispatch.branch, reason=error.slug, detail=detail[:400]), True)
+    if taken.sha == start and not taken.blocking:
+        return Home(Harvest(status="none"), changed=False)
+    harvest = Harvest(
+        status="complete",
+        branch=dispatch.branch,
+        sha=taken.sha,
+        files=taken.files,
+        insertions=taken.insertions,
+        deletions=taken.deletions,
+    )
+    if dispatch.options.tag is not None:
+        harvest = _rejected(harvest, "immutable", "the workspace is an immutable checkout of a tag")
+    elif taken.blocking:
+        first = taken.blocking[0]
+        more = f", and {len(taken.blocking) - 1} more" if len(taken.blocking) > 1 else ""
+        said = ": ".join(part for part in (first.path, first.detail) if part)
+        harvest = _rejected(harvest, first.slug, said + more)
+    else:
+        core.crash_point("snapshot-taken")
+        harvest = await asyncio.to_thread(_harvest, core.home, dispatch, harvest)
+    if harvest.status == "rejected":
+        cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
+        kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, harvest.sha)
+        harvest = harvest.model_copy(update={"rescue_ref": kept.ref})
+    return Home(harvest, changed=True)
+
+
+def _rejected(harvest: Harvest, slug: str, detail: str) -> Harvest:
+    return harvest.model_copy(update={"status": "rejected", "reason": slug, "detail": detail[:400]})
+
+
+def _harvest(home: str, dispatch: Dispatch, harvest: Harvest) -> Harvest:
+    cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
+    # A daemon that died between the harvest and its record left exactly this commit: that is no foreign change.
+    expected = dispatch.harvest.sha if dispatch.harvest.status == "complete" else ""
+    try:
+        git_harvest.harvest(cache, Path(dispatch.repo_path), dispatch.branch, harvest.sha, expected)
+    except CoreAgentError as error:
+        return _rejected(harvest, error.slug, f"{error.message} {error.cause}".strip())
+    return harvest
+
+
+def rescue_rows(dispatch: Dispatch, harvest: Harvest, verdict: Verdict, at: datetime) -> list[SaveRescue]:
+    """The store's row of a rescue ref that a harvest made."""
+    if not harvest.rescue_ref:
+        return []
+    return [_row(dispatch, harvest.rescue_ref, harvest.sha, harvest.reason or str(verdict.reason or ""), harvest, at)]
+
+
+def _row(dispatch: Dispatch, ref: str, sha: str, reason: str, harvest: Harvest, at: datetime) -> SaveRescue:
+    n = int(ref.rsplit("/", 1)[-1])
+    return SaveRescue(
+        RescueRow(
+            workspace=dispatch.workspace,
+            n=n,
+            ref=ref,
+            sha=sha,
+            reason=reason,
+            files=harvest.files,
+            at=at,
+        )
+    )
+
+
+async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue]:
+    """Put the tip of a workspace that is about to go under a rescue ref; returns the rows to store with the change."""
+    core, harvest = engine.core, dispatch.harvest
+    if harvest.status != "complete" or not harvest.sha:
+        return []
+    cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
+    kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, harvest.sha)
+    return [_row(dispatch, kept.ref, harvest.sha, "let_go", harvest, core.now())]
+
+
+def drop_branch(dispatch: Dispatch) -> None:
+    """Delete `agent/<name>` in the user's repository when it still is what we put there. Blocking."""
+    if dispatch.harvest.status != "complete":
+        return
+    try:
+        git_drop.drop(Path(dispatch.repo_path), dispatch.branch, dispatch.harvest.sha)
+    except CoreAgentError as error:
+        log.info("branch %s stays: %s", dispatch.branch, error.message)

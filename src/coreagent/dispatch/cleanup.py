@@ -1,0 +1,131 @@
+"""Letting a workspace go: archive first, then delete; and never while anything in it exists nowhere else.
+
+A workspace may go when it was accepted, merged or rejected, or is older than `keep`. A completed one that nobody
+accepted is kept until then, and even then its tip stays under a rescue ref in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreagent import paths
+from coreagent.dispatch import bring, environment
+from coreagent.dispatch.workspace import Layout, layout
+from coreagent.models.agent import Reason
+from coreagent.models.dispatch import RESTING, Attempt, Dispatch, Fate, State
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+def write_status(place: Layout, dispatch: Dispatch, attempt: Attempt) -> None:
+    """Write `.meta/status.json`, a copy of the row for people who look into the directory."""
+    body = {
+        "dispatch": dispatch.model_dump(mode="json", exclude={"options"}),
+        "attempt": attempt.model_dump(mode="json"),
+    }
+    part = place.meta / "status.json.part"
+    part.write_text(json.dumps(body, indent=2))
+    part.replace(place.meta / "status.json")
+
+
+def keep_until(engine: Engine, dispatch: Dispatch) -> datetime:
+    """Until when an undecided workspace stays."""
+    return dispatch.changed_at + timedelta(days=engine.core.settings.dispatch.keep_days)
+
+
+def why_kept(engine: Engine, dispatch: Dispatch, now: datetime) -> str:
+    """Return why a workspace may not go now, "" when it may."""
+    if dispatch.state not in RESTING:
+        return f"it is {dispatch.state}"
+    if dispatch.fate is not Fate.OPEN:
+        return ""
+    if dispatch.harvest.status == "rejected":
+        return "its harvest was rejected; accept it by hand from the rescue ref, or `reject` it"
+    if now < keep_until(engine, dispatch):
+        if dispatch.state is State.COMPLETED and dispatch.reason is not Reason.NO_CHANGES:
+            return "nobody accepted or rejected it yet"
+        return f"kept until {keep_until(engine, dispatch):%Y-%m-%d}"
+    return ""
+
+
+async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
+    """Archive and delete one workspace. Safe to run twice, and after a crash in between.
+
+    The row is marked last: a crash before leaves a row whose directory is gone or half gone, and recovery comes here
+    again.
+    """
+    core = engine.core
+    place = layout(core.home, core.settings, dispatch)
+    archive = Path(paths.archive_dir(core.home, dispatch.id))
+    extra: Sequence[Any] = ()
+    if dispatch.fate is not Fate.ACCEPTED:
+        extra = await bring.keep_tip(engine, dispatch)
+    core.crash_point("before-archive")
+    await asyncio.to_thread(archive_meta, place, archive)
+    core.crash_point("archived")
+    await asyncio.to_thread(remove_tree, place.root)
+    await asyncio.to_thread(_forget, core.home, dispatch.id)
+    core.crash_point("workspace-removed")
+    return await engine.update(dispatch, extra=extra, workspace_gone=True)
+
+
+def _forget(home: str, dispatch_id: str) -> None:
+    environment.forget(home, dispatch_id)
+    index = Path(paths.index_copy(home, dispatch_id))
+    for path in index.parent.glob(index.name + "*"):
+        path.unlink(missing_ok=True)
+
+
+def archive_meta(place: Layout, archive: Path) -> None:
+    """Move prompt, logs and reports out of a workspace that is about to go."""
+    if not place.meta.is_dir() or place.meta.is_symlink():
+        return
+    archive.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for entry in place.meta.iterdir():
+        if entry.name == "prepared.json":
+            continue
+        target = archive / entry.name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+
+
+def remove_tree(root: Path) -> None:
+    """Delete a directory that an agent could write to: read-only directories are made writable, links not followed."""
+    if root.is_symlink() or not root.exists():
+        root.unlink(missing_ok=True)
+        return
+
+    def make_writable(function: Any, path: str, _error: Any) -> None:
+        parent = os.path.dirname(path)
+        for directory in (parent, path):
+            if os.path.isdir(directory) and not os.path.islink(directory):
+                os.chmod(directory, 0o700)
+        function(path)
+
+    # Renamed first, so that a half-deleted tree never looks like a workspace.
+    going = root.with_name(f".going-{root.name}-{os.getpid()}")
+    os.replace(root, going)
+    shutil.rmtree(going, onerror=make_writable)
+
+
+async def clean_expired(engine: Engine) -> list[str]:
+    """Let every workspace go that may go. Returns their names."""
+    gone = []
+    now = engine.core.now()
+    for dispatch in list(engine.board.values()):
+        if not why_kept(engine, dispatch, now):
+            await let_go(engine, dispatch)
+            gone.append(dispatch.workspace)
+    return gone

@@ -1,0 +1,312 @@
+"""The engine: the board of open dispatches, the one way to change them, and the loop that claims.
+
+Every change goes through `update`: memory first (so that the next claim sees it), then one transaction with its
+events, then the bus. Runs on the daemon's event loop only. It knows hands by their base and no face.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+from coreagent import config, events, paths
+from coreagent.config import SetupHook
+from coreagent.core import Core
+from coreagent.dispatch import attempt as attempts_of_work
+from coreagent.dispatch import claim, cleanup, names, recovery, trust
+from coreagent.dispatch.live import LiveAttempt
+from coreagent.errors import CoreAgentError
+from coreagent.git.inspect import Base
+from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Event, Repo, State, check_move
+from coreagent.store.change import SaveAttempt, SaveDispatch, SaveEvent, SetControl
+from coreagent.store.store import Store
+
+log = logging.getLogger(__name__)
+
+CLEAN_INTERVAL = timedelta(hours=1)
+
+
+async def open_core(home: str, env: dict[str, str]) -> Core:
+    """Open the store and the settings, and return a Core whose engine is loaded but not started.
+
+    Raises: store_locked, store_newer, store_damaged. A file that cannot be opened for permission or I/O gives a
+    store in memory; dispatch then needs `--ephemeral`, and status says so.
+    """
+    store = await asyncio.to_thread(_open_store, paths.database(home))
+    loaded = config.load(home, env)
+    core = Core(home, env, store, loaded.settings, list(loaded.problems))
+    core.engine = Engine(core)
+    await core.engine.load()
+    return core
+
+
+def _open_store(path: str) -> Store:
+    try:
+        return Store.open(path)
+    except CoreAgentError as error:
+        if error.slug != "store_unopenable":
+            raise
+        return Store.memory(error.message)
+
+
+class Engine:
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.board: dict[str, Dispatch] = {}
+        """Open dispatches by id: all whose workspace is not gone."""
+        self.attempts: dict[str, Attempt] = {}
+        """The last attempt of each dispatch on the board, by dispatch id."""
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.controls: dict[str, str] = {}
+        self.live: dict[str, LiveAttempt] = {}
+        """Attempts that this daemon follows, by dispatch id."""
+        self.bases: dict[str, Base] = {}
+        """What intake found out about a repository, so that preparation need not look again."""
+        self.draining = False
+        self.stopping = False
+        self._seq = 0
+        self._poke = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._clean_task: asyncio.Task[None] | None = None
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        snapshot = await asyncio.to_thread(self.core.store.load)
+        self.board = {d.id: d for d in snapshot.dispatches if not d.workspace_gone}
+        self.attempts = {key: a for key, a in snapshot.attempts.items() if key in self.board}
+        self.repos = {(r.org, r.name): r for r in snapshot.repos}
+        self.controls = dict(snapshot.controls)
+        self._seq = snapshot.last_seq
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the newest event."""
+        return self._seq
+
+    async def update(
+        self,
+        dispatch: Dispatch,
+        *messages: events.Message,
+        attempt: Attempt | None = None,
+        extra: Sequence[Any] = (),
+        **changes: Any,
+    ) -> Dispatch:
+        """Change one dispatch and tell of it, durably: the only place where state moves.
+
+        Raises: illegal_move; store errors, after which the board is as before.
+        """
+        old = self.board.get(dispatch.id, dispatch)
+        state = changes.get("state", old.state)
+        if state is not old.state:
+            check_move(old.state, state, f"{old.workspace}")
+        new = old.model_copy(update={**changes, "changed_at": self.core.now()})
+        told = [self._event(new, m) for m in (*messages, self._moved(new))]
+        batch: list[Any] = [SaveDispatch(new), *(SaveEvent(e) for e in told), *extra]
+        if attempt is not None:
+            batch.append(SaveAttempt(attempt))
+        previous_attempt = self.attempts.get(new.id)
+        self._remember(new, attempt)
+        try:
+            saved = await self.core.store.commit(*batch)
+        except BaseException:
+            if self.board.get(new.id) is new:
+                self.board[new.id] = old
+                if attempt is not None and previous_attempt is not None:
+                    self.attempts[new.id] = previous_attempt
+            raise
+        self._tell(saved)
+        async with self._changed:
+            self._changed.notify_all()
+        return new
+
+    def _tell(self, saved: Sequence[Event]) -> None:
+        """Publish events that the store has numbered."""
+        self._seq = max((e.seq for e in saved), default=self._seq)
+        self.core.bus.publish(*saved)
+
+    def _remember(self, new: Dispatch, attempt: Attempt | None) -> None:
+        if new.workspace_gone:
+            self.board.pop(new.id, None)
+            self.attempts.pop(new.id, None)
+            return
+        self.board[new.id] = new
+        if attempt is not None:
+            self.attempts[new.id] = attempt
+
+    def _moved(self, d: Dispatch) -> events.Message:
+        return events.DispatchChanged(workspace=d.workspace, state=d.state.value, reason=d.reason or "")
+
+    def _event(self, d: Dispatch, message: events.Message) -> Event:
+        return Event(
+            at=self.core.now(),
+            name=message.type,
+            dispatch_id=d.id,
+            workspace=d.workspace,
+            data=message.payload(),
+        )
+
+    async def announce(self, dispatch: Dispatch, *messages: events.Message) -> None:
+        """Store and publish messages that change nothing."""
+        told = [self._event(dispatch, m) for m in messages]
+        self._tell(await self.core.store.commit(*(SaveEvent(e) for e in told)))
+
+    async def set_control(self, key: str, value: str) -> None:
+        await self.core.store.commit(SetControl(key, value or None))
+        if value:
+            self.controls[key] = value
+        else:
+            self.controls.pop(key, None)
+        self.poke()
+
+    def find(self, text: str) -> Dispatch:
+        """The open dispatch that `text` names (names.find)."""
+        return names.find(text, self.board.values())
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait until any dispatch moved; False when the time ran out."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait(), timeout_s)
+            except TimeoutError:
+                return False
+            return True
+
+    def setup_hook(self, dispatch: Dispatch) -> SetupHook | None:
+        """The setup hook for a dispatch: the trusted repository's own, else the user's. Blocking (reads a commit)."""
+        repo = self.repos.get((dispatch.org, dispatch.repo))
+        own = trust.trusted_settings(repo, dispatch.base_sha) if repo is not None else None
+        if own is not None and own.hooks.setup.run:
+            return own.hooks.setup
+        return self.core.settings.hooks.setup
+
+    # -- who is running ------------------------------------------------------------------------------------------
+
+    def live_shims(self) -> dict[tuple[int, int], Attempt]:
+        """(pid, start time) of every shim of an attempt that has not been settled."""
+        return {
+            (a.shim_pid, a.shim_start): a
+            for a in self.attempts.values()
+            if a.shim_pid and a.ended_at is None and self.board[a.dispatch_id].state in ACTIVE
+        }
+
+    def dispatch_of_attempt(self, attempt_id: str) -> str:
+        return next((a.dispatch_id for a in self.attempts.values() if a.id == attempt_id), "")
+
+    def running(self) -> Counter[str]:
+        """Slots held, by pool: recounted, never remembered."""
+        return Counter(d.pool for d in self.board.values() if d.state in ACTIVE)
+
+    def facts(self) -> claim.Facts:
+        frozen = frozenset(k.removeprefix("frozen:") for k in self.controls if k.startswith("frozen:"))
+        return claim.Facts(
+            now=self.core.now(),
+            limits={pool: config.limit_of(pool, self.core.settings) for pool in {d.pool for d in self.board.values()}},
+            running=self.running(),
+            frozen="frozen" in self.controls,
+            frozen_pools=frozen,
+            draining=self.draining or self.stopping,
+        )
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Reconcile with what happened while nobody looked, then begin to claim."""
+        await recovery.reconcile(self)
+        self._loop_task = asyncio.create_task(self._drain(), name="drain")
+        self._clean_task = asyncio.create_task(self._clean(), name="clean")
+
+    def poke(self) -> None:
+        """Look at the queue again, now."""
+        self._poke.set()
+
+    async def _drain(self) -> None:
+        while not self.stopping:
+            self._poke.clear()
+            try:
+                while await self._claim_one():
+                    pass
+            except CoreAgentError as error:
+                log.error("claim failed: %s", error.message)
+                await asyncio.sleep(1)  # the store refused a write (disk full); a person may be freeing space
+                self.poke()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._poke.wait(), self._until_next(self.core.now()))
+
+    def _until_next(self, now: datetime) -> float | None:
+        when = claim.next_time((d for d in self.board.values() if d.state is State.QUEUED), now)
+        return None if when is None else max(0.0, (when - now).total_seconds())
+
+    async def _claim_one(self) -> bool:
+        chosen = claim.next_claim(self.board.values(), self.facts())
+        if chosen is None:
+            return False
+        attempt = Attempt(
+            id=self.core.new_id(),
+            dispatch_id=chosen.id,
+            n=chosen.attempts + 1,
+            kind=chosen.next_kind,
+            prompt=chosen.next_prompt,
+            resume_session=chosen.session_id if chosen.next_kind == "resume" else "",
+            session_id=str(uuid.uuid4()),
+            claimed_at=self.core.now(),
+        )
+        self.core.crash_point("before-claim")
+        claimed = await self.update(
+            chosen,
+            attempt=attempt,
+            state=State.PREPARING,
+            attempts=attempt.n,
+            attempt_id=attempt.id,
+            waiting_for="",
+            waiting_until=None,
+        )
+        self.core.crash_point("after-claim")
+        self.watch_over(claimed, attempts_of_work.run(self, claimed, attempt))
+        return True
+
+    def watch_over(self, dispatch: Dispatch, work: Any) -> None:
+        """Run an attempt's coroutine as a task that can never end without the dispatch saying how."""
+        task: asyncio.Task[None] = asyncio.create_task(
+            attempts_of_work.guarded(self, dispatch.id, work), name=f"attempt {dispatch.workspace}"
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _clean(self) -> None:
+        while True:
+            await asyncio.sleep(CLEAN_INTERVAL.total_seconds())
+            try:
+                await cleanup.clean_expired(self)
+            except CoreAgentError as error:
+                log.warning("cleaning failed: %s", error.message)
+
+    async def stop(self, mode: str) -> None:
+        """`leave`: agents go on. `drain`: wait for running ones. `now`: stop them, keeping their work."""
+        self.stopping = True
+        self.poke()
+        for task in (self._loop_task, self._clean_task):
+            if task is not None:
+                task.cancel()
+        if mode == "now":
+            await asyncio.gather(*(one.stop("shutdown") for one in list(self.live.values())))
+        if mode in ("drain", "now"):
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        for one in list(self.live.values()):
+            one.detach()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def busy(self) -> Iterable[Dispatch]:
+        return [d for d in self.board.values() if d.state in ACTIVE]

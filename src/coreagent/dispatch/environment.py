@@ -1,0 +1,40 @@
+"""The agent's environment: an allow-listed part of the client's, kept beside the task, never in the store.
+
+It travels in `<home>/pending/<dispatch id>.env` (mode 0600) from the dispatch until its attempt has ended, so that a
+restart runs the task with the environment its person had, and not with the daemon's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def _file(home: str, dispatch_id: str) -> Path:
+    return Path(home, "pending", dispatch_id + ".env")
+
+
+def save(home: str, dispatch_id: str, env: Mapping[str, str]) -> None:
+    """Write the environment of a task for its person's eyes only, atomically."""
+    path = _file(home, dispatch_id)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(dict(env), file)
+    part.replace(path)
+
+
+def load(home: str, dispatch_id: str) -> dict[str, str] | None:
+    """The saved environment, or None when there is none (the task rested, or its home was restored from a copy)."""
+    try:
+        loaded = json.loads(_file(home, dispatch_id).read_text())
+    except (OSError, ValueError):
+        return None
+    return {str(k): str(v) for k, v in loaded.items()}
+
+
+def forget(home: str, dispatch_id: str) -> None:
+    _file(home, dispatch_id).unlink(missing_ok=True)

@@ -1,0 +1,268 @@
+"""From what a caller asked for to a dispatch on the queue: repository, agent, name, template, consent.
+
+Everything that can be found wrong before the task is queued is found here, so that no task fails later for a typo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreagent import config, runners
+from coreagent.capability import Caller
+from coreagent.content import library
+from coreagent.dispatch import environment, launch, names
+from coreagent.errors import CoreAgentError
+from coreagent.git.inspect import Base, inspect
+from coreagent.git.inspect import resolve as resolve_ref
+from coreagent.models.dispatch import Dispatch, Options, Repo, State
+from coreagent.runners.base import allow
+from coreagent.store.change import SaveRepo
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+TASK_MAX = 256 << 10
+PULL_REFS = ("refs/pull/{n}/head", "refs/remotes/origin/pull/{n}", "refs/remotes/origin/pr/{n}", "refs/pr/{n}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for, unresolved."""
+
+    task: str
+    options: Options
+    repo: str = ""
+    org: str = ""
+    agent: str = ""
+    name: str = ""
+    priority: int = 0
+
+
+async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dispatch, Base]:
+    """Return the dispatch that would be queued, without queuing it.
+
+    Raises: everything that the arguments can be wrong about; nothing is changed then.
+    """
+    core, options = engine.core, request.options
+    task = request.task.strip()
+    check_task(task, options)
+    settings = core.settings
+    agent = request.agent or settings.dispatch.default_agent
+    chosen = config.resolve_agent(agent, settings)
+    runner = runners.load(chosen.runner)
+    own = launch.runner_settings(core, chosen.runner)
+    await check_content(engine, options)
+    path = find_repository(engine, caller, request.repo, request.org)
+    base = await asyncio.to_thread(inspect, Path(path), options.branch, options.tag)
+    if options.pr is not None:
+        base = await asyncio.to_thread(pull_request, base, options.pr)
+    repo = register(engine, base, request.org)
+    options = options.model_copy(update={"permissions": options.permissions or own.permissions})
+    if options.permissions == "bypass" and runner.name not in ("command", "scripted") and not repo.bypass_consent:
+        raise CoreAgentError(
+            "consent_needed",
+            f"agents may not yet run without asking in {repo.org}/{repo.name}",
+            cause="permissions are `bypass` and there is no sandbox: the agent can run any command as you",
+            hint=f"agree once with `core-agent repo trust {repo.org}/{repo.name} --bypass`, or use --permissions edits",
+        )
+    found = await asyncio.to_thread(runner.find, caller.env or core.env, own)
+    if chosen.runner != "command":
+        found.require()
+    now = core.now()
+    made = Dispatch(
+        id=core.new_id(),
+        org=repo.org,
+        repo=repo.name,
+        name=choose_name(engine, repo, request, task),
+        repo_path=str(base.top),
+        base_ref=base.ref if base.kind != "detached" else "",
+        base_sha=base.sha,
+        task=task,
+        agent=agent,
+        runner=chosen.runner,
+        model=chosen.model,
+        identity=chosen.identity,
+        pool=config.pool_of(chosen.runner, chosen.model, settings),
+        options=options,
+        priority=request.priority,
+        left_out=0 if options.with_changes else base.dirty,
+        created_at=now,
+        queued_at=now,
+        changed_at=now,
+    )
+    return made, base
+
+
+def check_task(task: str, options: Options) -> None:
+    """Raise for a task that nobody could work on, or options that exclude each other."""
+    starts = [n for n, v in (("--issue", options.issue), ("--pr", options.pr), ("--branch", options.branch),
+                             ("--tag", options.tag)) if v is not None]  # fmt: skip
+    if len(starts) > 1:
+        raise CoreAgentError(
+            "conflicting_options", f"{' and '.join(starts)} exclude each other", hint="give at most one of them"
+        )
+    if not task:
+        if options.issue is not None:
+            raise CoreAgentError(
+                "issue_unavailable",
+                f"the text of issue {options.issue} cannot be fetched: no forge is configured",
+                hint="give the task's text beside --issue; the workspace is named after the issue",
+            )
+        raise CoreAgentError("invalid_argument", "the task is empty", hint='core-agent dispatch "what to do"')
+    if len(task.encode()) > TASK_MAX:
+        raise CoreAgentError(
+            "too_large",
+            f"the task has more than {TASK_MAX >> 10} KiB",
+            hint="put long text into a file of the project",
+        )
+    if "\0" in task:
+        raise CoreAgentError("invalid_argument", "the task holds a NUL character")
+
+
+async def check_content(engine: Engine, options: Options) -> None:
+    """Raise when a template, persona or plan does not exist or lacks a variable."""
+    home = engine.core.home
+    named: list[tuple[library.Kind, str]] = [
+        ("template", options.template or engine.core.settings.dispatch.default_template)
+    ]
+    if options.persona:
+        named.append(("persona", options.persona))
+    if options.plan_template:
+        named.append(("plan", options.plan_template))
+    for kind, name in named:
+        (await asyncio.to_thread(library.load, kind, name, home)).fill(options.variables)
+
+
+def find_repository(engine: Engine, caller: Caller, repo: str, org: str) -> str:
+    """Turn what the caller named into a path: a registered `org/repo` or name, a path, or the current directory."""
+    if not repo:
+        if not caller.cwd:
+            raise CoreAgentError("invalid_argument", "no repository was named", hint="give repo: a path or org/name")
+        return caller.cwd
+    known = [r for r in engine.repos.values() if repo in (f"{r.org}/{r.name}", r.name) and org in ("", r.org)]
+    path = os.path.join(caller.cwd, os.path.expanduser(repo)) if caller.cwd else os.path.expanduser(repo)
+    if len(known) == 1 and not os.path.isdir(path):
+        return known[0].path
+    if os.path.isabs(repo) or os.path.isdir(path):
+        return path
+    if len(known) == 1:
+        return known[0].path
+    if known:
+        raise CoreAgentError(
+            "ambiguous_workspace",
+            f"{repo!r} names {len(known)} repositories",
+            hint="say which: " + ", ".join(f"{r.org}/{r.name}" for r in known),
+        )
+    raise CoreAgentError(
+        "repo_not_found",
+        f"there is no repository {repo!r}",
+        hint="give a path, or one of `core-agent repo list`",
+    )
+
+
+def pull_request(base: Base, number: int) -> Base:
+    """The base for pull request `number`, from the ref under which the user's repository holds it.
+
+    Raises: no_such_ref, with the fetch that would bring it.
+    """
+    for pattern in PULL_REFS:
+        if sha := resolve_ref(base.git_dir, pattern.format(n=number)):
+            return replace(base, ref="", kind="detached", sha=sha)
+    raise CoreAgentError(
+        "no_such_ref",
+        f"pull request {number} is not in this repository",
+        hint=f"fetch it first: git fetch origin pull/{number}/head:refs/pull/{number}/head",
+    )
+
+
+def register(engine: Engine, base: Base, org: str = "") -> Repo:
+    """The repository's row; an unknown one is `local/<directory>`, with a suffix when that is taken. Not stored yet."""
+    for repo in engine.repos.values():
+        if repo.path == str(base.top) and org in ("", repo.org):
+            return repo
+    org = names.check(org, "org") if org else "local"
+    wanted = names.directory_name(base.top.name, "repo")
+    taken = [r.name for r in engine.repos.values() if r.org == org]
+    return Repo(
+        org=org,
+        name=names.unique(wanted, taken),
+        path=str(base.top),
+        default_branch=base.default_branch,
+        added_at=engine.core.now(),
+    )
+
+
+def choose_name(engine: Engine, repo: Repo, request: Request, task: str) -> str:
+    """The workspace's name: asked for, after the issue or pull request, or made of the task's words; always unique."""
+    taken = [d.name for d in engine.board.values() if (d.org, d.repo) == (repo.org, repo.name)]
+    options = request.options
+    if request.name:
+        name = names.check(request.name)
+        if name in taken:
+            raise CoreAgentError(
+                "workspace_busy",
+                f"there is a workspace {repo.org}/{repo.name}/{name} already",
+                hint=f"`core-agent resume {name}`, or choose another --name",
+            )
+        return name
+    if options.issue is not None:
+        return names.unique(f"task-{options.issue}", taken)
+    if options.pr is not None:
+        return names.unique(f"pr-{options.pr}", taken)
+    return names.unique(names.slug(task), taken)
+
+
+def existing_for_issue(engine: Engine, dispatch: Dispatch) -> Dispatch | None:
+    """The open workspace `task-N` of the same issue, when a second dispatch should resume it."""
+    issue = dispatch.options.issue
+    if issue is None:
+        return None
+    for one in engine.board.values():
+        same = (one.org, one.repo, one.name) == (dispatch.org, dispatch.repo, f"task-{issue}")
+        if same and one.state in (State.PAUSED, State.BLOCKED, State.FAILED, State.CANCELLED):
+            return one
+    return None
+
+
+async def queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, *, held: bool = False) -> Dispatch:
+    """Put a resolved dispatch on the queue, durably; with `held`, paused until it is resumed.
+
+    Raises: store_ephemeral, store_write_failed, no_space.
+    """
+    core = engine.core
+    if core.store.ephemeral and not dispatch.options.ephemeral:
+        raise CoreAgentError(
+            "store_ephemeral",
+            "the daemon's state is in memory only and would be lost when it stops",
+            cause=core.store.why,
+            hint="mend that and `core-agent daemon restart`, or dispatch with --ephemeral",
+        )
+    repo = register(engine, base, dispatch.org if dispatch.org != "local" else "")
+    runner = runners.load(dispatch.runner)
+    settings = launch.runner_settings(core, dispatch.runner)
+    env = allow(caller.env or core.env, runner, settings, core.settings.env.allow)
+    await asyncio.to_thread(environment.save, core.home, dispatch.id, env)
+    core.crash_point("before-queue")
+    key = (repo.org, repo.name)
+    new_repo = key not in engine.repos
+    engine.repos.setdefault(key, repo)
+    engine.board[dispatch.id] = dispatch
+    engine.bases[dispatch.id] = base
+    changes: dict[str, Any] = {"state": State.PAUSED, "detail": "prepared, not started"} if held else {}
+    extra = [SaveRepo(repo)] if new_repo else []
+    try:
+        queued = await engine.update(dispatch, extra=extra, **changes)
+    except BaseException:
+        engine.board.pop(dispatch.id, None)
+        engine.bases.pop(dispatch.id, None)
+        if new_repo:
+            engine.repos.pop(key, None)
+        environment.forget(core.home, dispatch.id)
+        raise
+    core.crash_point("queued")
+    engine.poke()
+    return queued

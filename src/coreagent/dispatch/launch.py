@@ -1,0 +1,141 @@
+"""From a claimed attempt to what the shim executes: prompt, environment, limits, and the spec file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coreagent import paths, runners
+from coreagent.config import RunnerSettings
+from coreagent.dispatch import environment
+from coreagent.dispatch.workspace import Layout, layout
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Cost, Usage
+from coreagent.models.dispatch import Attempt, Dispatch
+from coreagent.runners.base import Launch, Plan, Runner, allow, lay_out
+
+if TYPE_CHECKING:
+    from coreagent.core import Core
+    from coreagent.dispatch.engine import Engine
+
+SPEC_VERSION = 1
+
+
+async def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
+    """Return what this attempt executes, with its directories and credentials in place.
+
+    Raises: runner_missing, runner_too_old, blocked_flag, bad_script, settings_invalid.
+    """
+    runner = runners.load(dispatch.runner)
+    place = layout(engine.core.home, engine.core.settings, dispatch)
+    prompt = attempt.prompt or await asyncio.to_thread(place.prompt.read_text)
+    if attempt.kind == "fresh":
+        prompt = fresh_prompt(await asyncio.to_thread(place.prompt.read_text), attempt.prompt)
+    made = runner.plan(make_launch(engine.core, dispatch, attempt, runner, place, prompt))
+    await asyncio.to_thread(lay_out, made)
+    return made
+
+
+def fresh_prompt(first: str, addition: str) -> str:
+    """The prompt of a new session in a workspace where an earlier one worked."""
+    parts = [first, "An earlier session already worked here; its changes are in the tree. Look at them first."]
+    if addition:
+        parts.append(addition)
+    return "\n\n".join(parts)
+
+
+def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner, place: Layout, prompt: str) -> Launch:
+    settings = runner_settings(core, dispatch.runner)
+    saved = environment.load(core.home, dispatch.id)
+    env = saved if saved is not None else allow(core.env, runner, settings, core.settings.env.allow)
+    private = settings.home == "private"
+    return Launch(
+        prompt=prompt,
+        session_id=attempt.session_id,
+        resume_session=attempt.resume_session,
+        repo_dir=str(place.repo),
+        workspace_dir=str(place.root),
+        tmp_dir=str(place.tmp),
+        model=dispatch.model or settings.model,
+        permissions=dispatch.options.permissions or settings.permissions,
+        env=env,
+        args=dispatch.options.args,
+        config_home=str(place.config_home(dispatch.runner)) if private else "",
+        settings=settings,
+        command=core.settings.commands.get(dispatch.model) if dispatch.runner == "command" else None,
+        script=dispatch.options.script,
+    )
+
+
+def runner_settings(core: Core, name: str) -> RunnerSettings:
+    return core.settings.runners.get(name) or RunnerSettings()
+
+
+def agent_environment(dispatch: Dispatch, attempt: Attempt, made: Plan) -> dict[str, str]:
+    """The agent's whole environment: the plan's and what every agent is told."""
+    return {
+        **made.env,
+        "CORE_AGENT_DISPATCH": dispatch.id,
+        "CORE_AGENT_TASK": dispatch.task,
+        "CORE_AGENT_WORKSPACE": dispatch.workspace,
+        "CORE_AGENT_ATTEMPT": attempt.id,
+    }
+
+
+def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan, directory: Path) -> None:
+    """Write the attempt's spool directory: spec.json (mode 0600, it holds the environment) and standard input.
+
+    Raises: no_space.
+    """
+    core = engine.core
+    settings = core.settings
+    place = layout(core.home, settings, dispatch)
+    own = runner_settings(core, dispatch.runner)
+    idle = dispatch.options.idle_timeout_s or own.idle_timeout_s or settings.dispatch.idle_timeout_s
+    env = agent_environment(dispatch, attempt, made)
+    env["PWD"] = str(place.repo)
+    stdin: str | None = None
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if made.stdin is not None:
+            stdin = str(directory / "stdin")
+            _write(directory / "stdin", made.stdin)
+        spec = {
+            "v": SPEC_VERSION,
+            "attempt": attempt.id,
+            "argv": made.argv,
+            "cwd": str(place.repo),
+            "env": env,
+            "stdin": stdin,
+            "idle_s": idle,
+            "wall_s": dispatch.options.timeout_s or settings.dispatch.timeout_s,
+            "out_max": settings.dispatch.max_output_bytes,
+            "stop_signal": made.stop_signal,
+            "grace_s": made.stop_grace_s,
+            "socket": paths.attempt_socket(core.home, attempt.id),
+        }
+        _write(directory / "spec.json", json.dumps(spec).encode())
+    except OSError as error:
+        raise CoreAgentError(
+            "no_space" if error.errno == 28 else "shim_failed",
+            "the attempt's files could not be written",
+            cause=str(error),
+            hint="free some space; the task stays and can be resumed",
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def add_cost(before: Cost, now: Cost, used: Usage) -> Cost:
+    """The sum of two costs; unknown stays unknown as soon as tokens of unknown price were used."""
+    if now.usd is None:
+        return before if not used.total else Cost(usd=before.usd, source="unknown")
+    source = now.source if before.usd is None or before.source == now.source else "priced"
+    return Cost(usd=(before.usd or 0.0) + now.usd, source=source)

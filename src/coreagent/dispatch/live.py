@@ -1,0 +1,143 @@
+"""A live attempt: the daemon's end of one shim. Reads the agent's output as it grows and knows what it amounts to.
+
+Nothing here is the truth: after a restart the output file is read again from its start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coreagent import attempts
+from coreagent.models.agent import AgentEvent, EventKind, Outcome
+from coreagent.models.dispatch import Attempt, Event
+from coreagent.runners.base import Parser
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+CHUNK = 1 << 20
+LINE_MAX = 32 << 20
+STDERR_TAIL = 16 << 10
+PROGRESS_INTERVAL_S = 0.1
+
+
+class OutputReader:
+    """Feeds whole lines of an `out` file to a parser, from where it stopped."""
+
+    def __init__(self, path: Path, parser: Parser) -> None:
+        self._path = path
+        self._parser = parser
+        self._offset = 0
+        self._rest = b""
+
+    def read(self, *, final: bool = False) -> list[AgentEvent]:
+        """Parse what has come since the last call; with `final`, also an unfinished last line. Blocking."""
+        events: list[AgentEvent] = []
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                while chunk := file.read(CHUNK):
+                    self._offset += len(chunk)
+                    *lines, self._rest = (self._rest + chunk).split(b"\n") if b"\n" in chunk else [self._rest + chunk]
+                    if len(self._rest) > LINE_MAX:
+                        lines, self._rest = [*lines, self._rest], b""
+                    for line in lines:
+                        events += self._parser.feed(line)
+        except FileNotFoundError:
+            return events
+        if final and self._rest:
+            events += self._parser.feed(self._rest)
+            self._rest = b""
+        return events
+
+
+class LiveAttempt:
+    """One attempt that this daemon follows, from its claim until it is settled."""
+
+    def __init__(self, engine: Engine, workspace: str, attempt: Attempt, directory: Path, parser: Parser) -> None:
+        self._engine = engine
+        self.workspace = workspace
+        self.attempt = attempt
+        self.directory = directory
+        self.parser = parser
+        self.shim: attempts.Shim | None = None
+        self._grace_s = 5.0
+        self.stop_requested = ""
+        """Why a person wants it stopped; honoured before the exec too."""
+        self.started_monotonic = time.monotonic()
+        self._reader = OutputReader(directory / "out", parser)
+        self._more = asyncio.Event()
+        self._told = 0.0
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.parser.outcome
+
+    async def follow(self, shim: attempts.Shim) -> attempts.ShimExit:
+        """Read along until the shim is gone, and return how it ended. Everything the agent said is parsed then."""
+        self.shim = shim
+        shim.on_output(lambda _out, _err: self._more.set())
+        self._more.set()
+        self._reading = asyncio.create_task(self._read_along())
+        try:
+            if self.stop_requested:
+                await shim.cancel(self.stop_requested, self._grace_s)
+            ended = await shim.wait()
+        finally:
+            self._reading.cancel()
+        await asyncio.wait([self._reading])
+        await asyncio.to_thread(self._reader.read, final=True)
+        return ended
+
+    async def _read_along(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            found = await asyncio.shield(asyncio.to_thread(self._reader.read))
+            self._tell(found)
+
+    def _tell(self, found: list[AgentEvent]) -> None:
+        """Publish progress for those who watch; never stored. Says the newest few of a flood."""
+        telling = [e for e in found if e.kind in (EventKind.TEXT, EventKind.TOOL_USE, EventKind.TOOL_RESULT)][-5:]
+        now = time.monotonic()
+        if not telling and now - self._told < PROGRESS_INTERVAL_S:
+            return
+        self._told = now
+        at = self._engine.core.now()
+        self._engine.core.bus.publish(
+            *(
+                Event(
+                    at=at,
+                    name="Progress",
+                    dispatch_id=self.attempt.dispatch_id,
+                    workspace=self.workspace,
+                    data=event.model_dump(mode="json", exclude_defaults=True),
+                )
+                for event in telling
+            )
+        )
+
+    async def stop(self, why: str) -> None:
+        """Ask for the end of the turn: cancel, pause, attach or shutdown. Before the exec the wish is remembered."""
+        self.stop_requested = self.stop_requested or why
+        if self.shim is not None:
+            await self.shim.cancel(why, self._grace_s)
+
+    def detach(self) -> None:
+        """Let go without touching the agent; it goes on under its shim."""
+        if self.shim is not None:
+            self.shim.close()
+
+    def stderr_tail(self) -> bytes:
+        try:
+            with (self.directory / "err").open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - STDERR_TAIL))
+                return file.read()
+        except OSError:
+            return b""

@@ -1,0 +1,190 @@
+"""Make a workspace ready for its first attempt: cache, checkout, context files, prompt, setup hook.
+
+Safe to be cut off anywhere: a workspace without its `prepared` mark never had an agent in it and is made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coreagent import attempts, paths, runners
+from coreagent.dispatch import cleanup, environment, prompt, stack
+from coreagent.dispatch.workspace import AUTHOR, SIDECARS, Layout, layout
+from coreagent.errors import CoreAgentError
+from coreagent.git import cache as git_cache
+from coreagent.git import checkout as git_checkout
+from coreagent.git.inspect import Base, inspect
+from coreagent.models.dispatch import Attempt, Dispatch
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+CONTEXT_FILES = ("CODEX.md", "CLAUDE.md", "GEMINI.md", "AGENTS.md")
+GIT_LOG_SHOWN = 10
+
+
+async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -> Dispatch:
+    """Return the dispatch with its workspace ready; one that is ready already is left as it is.
+
+    Raises: setup_failed, no_space, git errors, template errors. What was made is removed by the next try.
+    """
+    core = engine.core
+    place = layout(core.home, core.settings, dispatch)
+    if await asyncio.to_thread(place.prepared.exists):
+        return dispatch
+    base = engine.bases.pop(dispatch.id, None) or await asyncio.to_thread(rebuild_base, dispatch)
+    made = await asyncio.to_thread(_check_out, engine, dispatch, place, base)
+    core.crash_point("checked-out")
+    text = await render_prompt(engine, dispatch)
+    await asyncio.to_thread(_write_files, place, text, runners.load(dispatch.runner).context_file)
+    await run_setup(engine, dispatch, attempt, place)
+    await asyncio.to_thread(_mark_prepared, place, dispatch, made)
+    return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out)
+
+
+def rebuild_base(dispatch: Dispatch) -> Base:
+    """The base as it was recorded; the user's repository may have moved on, or away, since."""
+    top = Path(dispatch.repo_path)
+    try:
+        return replace(inspect(top), sha=dispatch.base_sha, ref=dispatch.base_ref)
+    except CoreAgentError:
+        return Base(
+            top=top,
+            git_dir=top / ".git",
+            ref=dispatch.base_ref,
+            kind="branch",
+            sha=dispatch.base_sha,
+            dirty=0,
+            shallow=False,
+            default_branch="",
+        )
+
+
+def _check_out(engine: Engine, dispatch: Dispatch, place: Layout, base: Base) -> git_checkout.Checkout:
+    core = engine.core
+    cleanup.remove_tree(place.root)
+    cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
+    git_cache.ensure_cache(cache, base)
+    for directory in (place.root, place.meta, place.specs, place.tmp):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    index = Path(paths.index_copy(core.home, dispatch.id))
+    return git_checkout.checkout(
+        cache,
+        base,
+        place.repo,
+        dispatch.branch,
+        index,
+        AUTHOR,
+        dispatch.options.with_changes,
+        exclude=SIDECARS,
+    )
+
+
+def _write_files(place: Layout, text: str, context_file: str) -> None:
+    place.prompt.write_text(text)
+    note = f"{text}\n"
+    for name in dict.fromkeys(("CODEX.md", context_file)):
+        if name:
+            (place.root / name).write_text(note)
+
+
+def _mark_prepared(place: Layout, dispatch: Dispatch, made: git_checkout.Checkout) -> None:
+    part = place.prepared.with_suffix(".part")
+    part.write_text(json.dumps({"dispatch": dispatch.id, "start": made.start, "skipped": list(made.skipped)}))
+    part.replace(place.prepared)
+
+
+async def render_prompt(engine: Engine, dispatch: Dispatch) -> str:
+    """Assemble the first prompt from what is known of the dispatch and its checkout."""
+    core, options = engine.core, dispatch.options
+    place = layout(core.home, core.settings, dispatch)
+    looked_at = place.repo if place.repo.is_dir() else Path(dispatch.repo_path)
+    found = await asyncio.to_thread(lambda: stack.detect(stack.look(looked_at)))
+    facts = prompt.PromptFacts(
+        task=dispatch.task,
+        org=dispatch.org,
+        repo=dispatch.repo,
+        branch=dispatch.branch,
+        base_ref=dispatch.base_ref,
+        stack=found,
+        template=options.template or core.settings.dispatch.default_template,
+        persona=options.persona,
+        plan_template=options.plan_template,
+        variables=options.variables,
+        expect_changes=options.expect == "changes",
+        immutable=options.tag is not None,
+        left_out=dispatch.left_out,
+        home=core.home,
+    )
+    return await asyncio.to_thread(prompt.render, facts)
+
+
+async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None, place: Layout) -> None:
+    """Run the setup hook of the settings in the checkout, with a time limit and a log.
+
+    Raises: setup_failed, with the log's last lines.
+    """
+    hook = await asyncio.to_thread(engine.setup_hook, dispatch)
+    if hook is None or not hook.run:
+        return
+    env = environment.load(engine.core.home, dispatch.id) or dict(engine.core.env)
+    env |= {
+        "CORE_AGENT_DISPATCH": dispatch.id,
+        "CORE_AGENT_WORKSPACE": dispatch.workspace,
+        "CORE_AGENT_ATTEMPT": attempt.id if attempt else dispatch.id,
+    }
+    marker = env["CORE_AGENT_ATTEMPT"]
+    argv = ["/bin/sh", "-c", hook.run] if isinstance(hook.run, str) else list(hook.run)
+    why = await asyncio.to_thread(_run_hook, argv, place, env, hook.timeout_s)
+    await asyncio.to_thread(attempts.sweep, marker)
+    if why:
+        tail = await asyncio.to_thread(_tail, place.setup_log)
+        raise CoreAgentError(
+            "setup_failed",
+            f"the setup hook {why}",
+            cause=tail,
+            hint=f"its log: {place.setup_log}",
+        )
+
+
+def _run_hook(argv: list[str], place: Layout, env: dict[str, str], timeout_s: float) -> str:
+    with place.setup_log.open("wb") as log:
+        child = subprocess.Popen(
+            argv,
+            cwd=place.repo,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            child.wait()
+            return f"was stopped after {timeout_s:g} s"
+    return "" if code == 0 else f"ended with exit code {code}"
+
+
+def _tail(path: Path) -> str:
+    text = path.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+    return " | ".join(text.splitlines()[-3:])
+
+
+def write_answer(place: Layout, question: str, answer: str) -> None:
+    """Put the answer where the agent looks for it, and the question away; neither is ever committed."""
+    if place.repo.is_symlink() or not place.repo.is_dir():
+        raise CoreAgentError("workspace_gone", "the checkout is not there any more", cause=str(place.repo))
+    for name in ("BLOCKED.md", "ANSWER.md"):
+        (place.repo / name).unlink(missing_ok=True)
+    text = f"# Question\n\n{question.strip()}\n\n# Answer\n\n{answer.strip()}\n"
+    descriptor = os.open(place.repo / "ANSWER.md", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)

@@ -1,0 +1,127 @@
+"""What happened while nobody looked: run once before the engine claims (docs/recovery.md).
+
+Per attempt the files decide, in this order: a living shim is adopted; `exit` is settled; `started` without a living
+shim means the agent died; nothing at all means that the agent never ran, and the dispatch goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coreagent import attempts, config, paths, runners
+from coreagent.dispatch import attempt as attempts_of_work
+from coreagent.dispatch import cleanup
+from coreagent.dispatch.live import LiveAttempt
+from coreagent.dispatch.workspace import layout
+from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+async def reconcile(engine: Engine) -> None:
+    """Adopt, settle or requeue every attempt that was under way; then tidy what nothing refers to."""
+    for dispatch in list(engine.board.values()):
+        if dispatch.state in ACTIVE:
+            await _recover(engine, dispatch)
+    await asyncio.to_thread(_finish_putting_away, engine)
+    await _finish_letting_go(engine)
+    await asyncio.to_thread(_set_orphans_aside, engine)
+
+
+async def _recover(engine: Engine, dispatch: Dispatch) -> None:
+    attempt = engine.attempts[dispatch.id]
+    directory = Path(paths.attempt_dir(engine.core.home, attempt.id))
+    if not directory.is_dir() or await asyncio.to_thread(attempts.void, directory):
+        await _requeue(engine, dispatch, attempt, directory)
+        return
+    started = attempts.read_started(directory) or attempts.Started()
+    if started.void:
+        await _requeue(engine, dispatch, attempt, directory)
+        return
+    if attempt.started_at is None:
+        dispatch, attempt = await attempts_of_work.mark_started(
+            engine, dispatch, attempt, started.shim_pid, started.shim_start
+        )
+    shim = attempts.adopt(directory, started.shim_pid, started.shim_start) or attempts.Shim(
+        str(directory), started.shim_pid, started.shim_start, child=False
+    )
+    runner = runners.load(dispatch.runner)
+    parser = runner.parser(dispatch.usage, dispatch.cost)
+    live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
+    engine.live[dispatch.id] = live
+    engine.watch_over(dispatch, attempts_of_work.follow(engine, dispatch, attempt, live, shim))
+
+
+async def _requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
+    """The claim came to no exec: it may be run again, as a new attempt."""
+    await asyncio.to_thread(attempts.sweep, attempt.id)  # a setup hook may have outlived its daemon
+    ended = attempt.model_copy(update={"ended_at": engine.core.now()})
+    ended = ended.model_copy(update={"started_at": None})
+    runs = dispatch.runs - (1 if attempt.started_at is not None else 0)
+    await engine.update(dispatch, attempt=ended, state=State.QUEUED, waiting_for="restart", runs=runs)
+    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _finish_putting_away(engine: Engine) -> None:
+    """Spools whose attempt was settled by a daemon that died right after."""
+    core = engine.core
+    by_attempt = {a.id: a for a in engine.attempts.values()}
+    root = Path(core.home, "attempts")
+    for directory in sorted(root.iterdir()) if root.is_dir() else []:
+        attempt = by_attempt.get(directory.name)
+        if attempt is None:
+            _set_aside(core.home, directory, "attempts")
+        elif attempt.ended_at is not None:
+            dispatch = engine.board[attempt.dispatch_id]
+            place = layout(core.home, core.settings, dispatch)
+            attempts_of_work.put_away(core.home, place, dispatch, attempt, directory)
+
+
+async def _finish_letting_go(engine: Engine) -> None:
+    for dispatch in list(engine.board.values()):
+        if dispatch.fate is not Fate.OPEN and dispatch.state not in ACTIVE:
+            await cleanup.let_go(engine, dispatch)
+
+
+def _set_orphans_aside(engine: Engine) -> None:
+    """Directories that no row knows (a store restored from an older copy): kept in the archive, out of the way."""
+    core = engine.core
+    root = Path(config.workspace_root(core.settings, core.home))
+    known = {(d.org, d.repo, d.name) for d in engine.board.values()}
+    for org in _directories(root):
+        for repo in _directories(org):
+            for name in _directories(repo):
+                if (org.name, repo.name, name.name) in known:
+                    continue
+                if name.name.startswith(".going-"):
+                    shutil.rmtree(name, ignore_errors=True)
+                else:
+                    _set_aside(core.home, name, f"{org.name}-{repo.name}")
+
+
+def _directories(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def _set_aside(home: str, directory: Path, group: str) -> None:
+    attempts.sweep(directory.name)
+    target = Path(home, "archive", "orphans", f"{group}-{directory.name}")
+    n = 1
+    while target.exists():
+        n += 1
+        target = target.with_name(f"{group}-{directory.name}.{n}")
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.replace(directory, target)
+    log.warning("nothing refers to %s; it was moved to %s", directory, target)

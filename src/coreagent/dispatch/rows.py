@@ -1,0 +1,155 @@
+"""Dispatches as people and programs see them: derived on every look from the board and the live attempts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from coreagent import config
+from coreagent.dispatch import claim
+from coreagent.dispatch.workspace import layout
+from coreagent.models.agent import Reason
+from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, State
+from coreagent.models.report import Counts, PoolRow, QueueReport, QueueRow, StatusReport, WorkspaceRow
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+TASK_SHOWN = 120
+
+
+def needs_me(dispatch: Dispatch) -> bool:
+    """True when nothing goes on without a person."""
+    if dispatch.fate is not Fate.OPEN:
+        return False
+    if dispatch.state in (State.BLOCKED, State.FAILED, State.PAUSED):
+        return True
+    return dispatch.state is State.COMPLETED and dispatch.reason is not Reason.NO_CHANGES
+
+
+def row(engine: Engine, dispatch: Dispatch, waiting_for: str | None = None) -> WorkspaceRow:
+    """One line of `status`."""
+    live = engine.live.get(dispatch.id)
+    outcome = live.outcome if live else None
+    attempt = engine.attempts.get(dispatch.id)
+    last = outcome or (attempt.outcome if attempt else None)
+    active = dispatch.state in ACTIVE
+    cost = dispatch.cost
+    if outcome is not None and outcome.cost.usd is not None:
+        cost = cost.model_copy(update={"usd": (cost.usd or 0.0) + outcome.cost.usd, "source": outcome.cost.source})
+    return WorkspaceRow(
+        workspace=dispatch.workspace,
+        dispatch_id=dispatch.id,
+        state=dispatch.state,
+        reason=dispatch.reason,
+        stage=dispatch.stage,
+        fate=dispatch.fate,
+        waiting_until=dispatch.waiting_until,
+        waiting_for=dispatch.waiting_for if waiting_for is None else waiting_for,
+        detail=dispatch.detail,
+        question=dispatch.question,
+        needs_me=needs_me(dispatch),
+        agent=dispatch.agent,
+        pool=dispatch.pool,
+        model=dispatch.model or (outcome.model if outcome else ""),
+        bypass=dispatch.options.permissions == "bypass",
+        branch=dispatch.branch,
+        task=(dispatch.task.splitlines() or [""])[0][:TASK_SHOWN],
+        priority=dispatch.priority,
+        runs=dispatch.runs,
+        pid=attempt.shim_pid if attempt and active else 0,
+        elapsed_s=_elapsed(engine, dispatch, live.started_monotonic if live else None),
+        last_tool=last.last_tool if last else "",
+        last_text=(last.last_text if last else "")[:400],
+        tokens=dispatch.usage.total + (outcome.usage.total if outcome and active else 0),
+        cost=cost,
+        files=dispatch.harvest.files,
+        insertions=dispatch.harvest.insertions,
+        deletions=dispatch.harvest.deletions,
+        denied_tools=dispatch.denied_tools,
+        harvest_reason=dispatch.harvest.reason,
+        created_at=dispatch.created_at,
+        changed_at=dispatch.changed_at,
+    )
+
+
+def _elapsed(engine: Engine, dispatch: Dispatch, live_since: float | None) -> float | None:
+    if dispatch.state in ACTIVE:
+        attempt = engine.attempts.get(dispatch.id)
+        if attempt is not None:
+            return max(0.0, (engine.core.now() - (attempt.started_at or attempt.claimed_at)).total_seconds())
+        return None if live_since is None else time.monotonic() - live_since
+    if dispatch.started_at and dispatch.ended_at:
+        return max(0.0, (dispatch.ended_at - dispatch.started_at).total_seconds())
+    return None
+
+
+def report(engine: Engine, everything: bool = False) -> StatusReport:
+    """The whole of `status`: what runs, what waits and why, what needs a person; oldest first."""
+    facts = engine.facts()
+    counted = Counter(d.state.value for d in engine.board.values())
+    shown = [
+        d for d in engine.board.values() if everything or d.state in ACTIVE or d.state is State.QUEUED or needs_me(d)
+    ]
+    shown.sort(key=lambda d: (d.created_at, d.id))
+    rows = [
+        row(engine, d, claim.obstacle(d, facts) or d.waiting_for if d.state is State.QUEUED else None) for d in shown
+    ]
+    return StatusReport(counts=Counts(**counted), workspaces=rows, pools=pools(engine), warnings=warnings(engine))
+
+
+def pools(engine: Engine) -> list[PoolRow]:
+    facts = engine.facts()
+    names = {d.pool for d in engine.board.values() if d.state in ACTIVE or d.state is State.QUEUED}
+    names |= set(engine.core.settings.concurrency)
+    queued = Counter(d.pool for d in engine.board.values() if d.state is State.QUEUED)
+    return [
+        PoolRow(
+            pool=name,
+            running=facts.running.get(name, 0),
+            limit=config.limit_of(name, engine.core.settings),
+            queued=queued.get(name, 0),
+            frozen=facts.frozen or name in facts.frozen_pools,
+        )
+        for name in sorted(names)
+    ]
+
+
+def warnings(engine: Engine) -> list[str]:
+    """What a person must know wherever they look."""
+    core, said = engine.core, []
+    if core.store.ephemeral:
+        said.append(f"state is in memory only and ends with the daemon: {core.store.why}")
+    said += core.problems
+    if "frozen" in engine.controls:
+        said.append("the queue is frozen; `core-agent queue start` lets it go on")
+    if engine.draining:
+        said.append("the daemon is draining: nothing new starts")
+    return said
+
+
+def queue_report(engine: Engine) -> QueueReport:
+    facts = engine.facts()
+    waiting = claim.order(d for d in engine.board.values() if d.state is State.QUEUED)
+    return QueueReport(
+        frozen=facts.frozen,
+        frozen_pools=sorted(facts.frozen_pools),
+        rows=[
+            QueueRow(
+                position=position,
+                workspace=d.workspace,
+                agent=d.agent,
+                pool=d.pool,
+                priority=d.priority,
+                waiting_for=claim.obstacle(d, facts) or d.waiting_for,
+                waiting_until=d.waiting_until,
+                queued_at=d.queued_at,
+            )
+            for position, d in enumerate(waiting, 1)
+        ],
+    )
+
+
+def workspace_path(engine: Engine, dispatch: Dispatch) -> str:
+    return str(layout(engine.core.home, engine.core.settings, dispatch).root)

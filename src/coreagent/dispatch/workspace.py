@@ -1,0 +1,68 @@
+"""Where the parts of a workspace lie on disk. One place, so that nobody joins these paths by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coreagent import config
+from coreagent.config import Settings
+from coreagent.git.checkout import Author
+from coreagent.models.dispatch import Dispatch
+
+# What the daemon and the agents' CLIs put into the checkout; never part of a commit.
+AUTHOR = Author("core-agent", "agent@core-agent.invalid")
+"""Whose name an agent's commits bear."""
+
+SIDECARS = ("BLOCKED.md", "ANSWER.md", ".claude/", ".codex/", ".gemini/", ".opencode/")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`<workspace_root>/{org}/{repo}/{name}/` and what is in it."""
+
+    root: Path
+
+    @property
+    def repo(self) -> Path:
+        """The checkout the agent works in."""
+        return self.root / "repo"
+
+    @property
+    def meta(self) -> Path:
+        return self.root / ".meta"
+
+    @property
+    def specs(self) -> Path:
+        return self.root / "specs"
+
+    @property
+    def tmp(self) -> Path:
+        """The agent's TMPDIR."""
+        return self.root / ".tmp"
+
+    @property
+    def prompt(self) -> Path:
+        return self.meta / "prompt.md"
+
+    @property
+    def prepared(self) -> Path:
+        """Written last by preparation: a workspace without it never had an agent in it."""
+        return self.meta / "prepared.json"
+
+    @property
+    def setup_log(self) -> Path:
+        return self.meta / "setup.log"
+
+    def config_home(self, runner: str) -> Path:
+        """The runner's private configuration directory, kept as long as the workspace."""
+        return self.root / ".home" / runner
+
+    def attempt(self, n: int) -> Path:
+        """Where an ended attempt's output lies."""
+        return self.meta / "attempts" / str(n)
+
+
+def layout(home: str, settings: Settings, dispatch: Dispatch) -> Layout:
+    root = Path(config.workspace_root(settings, home))
+    return Layout(root / dispatch.org / dispatch.repo / dispatch.name)
