@@ -1,0 +1,41 @@
+"""The documentation says what the code says, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_generated_pages_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/generate-docs", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_lead_to_files() -> None:
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_commands_in_the_readme_exist() -> None:
+    listed = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    used = set(re.findall(r"^core-agent ([a-z]+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE))
+    assert len(used) == 10
+    assert not [name for name in sorted(used) if f"## `core-agent {name}`" not in listed]
+
+
+def test_the_readme_opens_with_the_two_lines_that_ci_knows() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert readme.index("scripts/setup demo") < readme.index("scripts/setup test") < readme.index("## ")
+    assert "python3 scripts/setup test" in (ROOT / ".ci" / "run").read_text("utf-8")
