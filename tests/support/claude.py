@@ -1,0 +1,179 @@
+"""The real `claude` CLI for tests: finding the pinned one, and running one turn of it as the shim would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome
+from coreagent.modelserver import ModelServer
+from coreagent.runners.base import Launch, NoSettings, Parser, lay_out
+from coreagent.runners.claude import Claude
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-ant-scripted"
+
+
+def pinned_version() -> str:
+    """The version package.json pins."""
+    version: str = json.loads((ROOT / "package.json").read_text())["dependencies"]["@anthropic-ai/claude-code"]
+    return version
+
+
+@lru_cache(maxsize=1)
+def find_claude() -> str:
+    """Return the pinned CLI: $CORE_AGENT_CLAUDE, or node_modules; "" when there is none."""
+    for place in (os.environ.get("CORE_AGENT_CLAUDE", ""), str(ROOT / "node_modules/.bin/claude")):
+        if place and os.access(place, os.X_OK):
+            return place
+    return ""
+
+
+def require_claude() -> str:
+    """Return the CLI. Without one: skip loudly on a person's machine, fail in CI."""
+    path = find_claude()
+    if path:
+        return path
+    message = "the claude CLI is missing: run `npm install`, or set CORE_AGENT_CLAUDE to the program"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@dataclass
+class Ran:
+    """One finished turn."""
+
+    outcome: Outcome
+    exit_code: int
+    events: list[AgentEvent]
+    stderr: str
+    raw: list[dict[str, Any]] = field(default_factory=list)
+
+    def kinds(self) -> list[EventKind]:
+        return [event.kind for event in self.events]
+
+
+@dataclass
+class Bench:
+    """A hermetic workspace with a git checkout, one session, and the model server."""
+
+    root: Path
+    server: ModelServer
+    launch: Launch
+
+    @property
+    def repo(self) -> Path:
+        return self.root / "repo"
+
+    def run(self, prompt: str, *, resume: str = "", previous: Cost | None = None, **changes: Any) -> Ran:
+        """Run one turn to its end."""
+        with self.start(prompt, resume=resume, previous=previous, **changes) as turn:
+            return turn.finish()
+
+    @contextmanager
+    def start(self, prompt: str, *, resume: str = "", previous: Cost | None = None, **changes: Any) -> Iterator[Turn]:
+        """Start one turn; whatever is left of it is killed at the end."""
+        env = {**self.launch.env, **changes.pop("env", {})}
+        launch = replace(self.launch, prompt=prompt, resume_session=resume, env=env, **changes)
+        runner = Claude()
+        plan = runner.plan(launch)
+        lay_out(plan)
+        prompt_file = self.root / "prompt"
+        prompt_file.write_bytes(plan.stdin or b"")
+        with prompt_file.open("rb") as stdin:
+            process = subprocess.Popen(
+                plan.argv,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=launch.repo_dir,
+                env=plan.env,
+                start_new_session=True,
+            )
+        try:
+            yield Turn(process, runner.parser(previous_cost=previous), plan.session_id)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@dataclass
+class Turn:
+    """A turn that is running."""
+
+    process: subprocess.Popen[bytes]
+    parser: Parser
+    session_id: str
+    events: list[AgentEvent] = field(default_factory=list)
+    raw: list[dict[str, Any]] = field(default_factory=list)
+
+    def read_until(self, wanted: Callable[[AgentEvent], bool]) -> AgentEvent:
+        """Feed lines until an event is the wanted one."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            for event in self._feed(line):
+                if wanted(event):
+                    return event
+        raise AssertionError("the stream ended before the event came")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def finish(self, timeout_s: float = 30.0) -> Ran:
+        out, err = self.process.communicate(timeout=timeout_s)
+        for line in out.splitlines():
+            self._feed(line)
+        code = self.process.returncode
+        outcome = self.parser.end(code if code >= 0 else None, -code if code < 0 else None, err)
+        return Ran(outcome, code, self.events, err.decode(), self.raw)
+
+    def _feed(self, line: bytes) -> list[AgentEvent]:
+        events = self.parser.feed(line)
+        self.events += events
+        self.raw.append(json.loads(line))
+        return events
+
+
+def bench(root: Path, server: ModelServer, path: str, env: Mapping[str, str] | None = None) -> Bench:
+    """Lay out a workspace below `root` whose claude talks to `server`."""
+    for name in ("repo", "specs", "home", "config"):
+        (root / name).mkdir(parents=True)
+    base = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(root / "home"),
+        "LANG": "C.UTF-8",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+    }
+    subprocess.run(["git", "init", "-q", str(root / "repo")], check=True, env=base)
+    launch = Launch(
+        prompt="",
+        session_id=str(uuid.uuid4()),
+        repo_dir=str(root / "repo"),
+        workspace_dir=str(root),
+        tmp_dir=str(root / "tmp"),
+        config_home=str(root / "config"),
+        settings=NoSettings(path=path),
+        env={
+            **base,
+            "ANTHROPIC_BASE_URL": server.url,
+            "ANTHROPIC_API_KEY": KEY,
+            "CLAUDE_CODE_MAX_RETRIES": "0",
+            "API_TIMEOUT_MS": "15000",
+            **(env or {}),
+        },
+    )
+    return Bench(root, server, launch)
