@@ -1,0 +1,67 @@
+"""The command line: every verb under its name. The daemon and the person's own process load the same tree.
+
+`cli/run.py` comes in. Nothing is decided here but names and order; each verb is a function in `commands/`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from coreagent.cli import demo, doctor
+from coreagent.cli.commands import follow, job, look, noun, place, service
+
+
+class Slashed(TyperGroup):
+    """`repo/list` is `repo list`: the names of the capabilities work as they are written."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        first, *rest = args
+        head, slash, tail = first.partition("/")
+        if slash and head in self.commands and isinstance(self.commands[head], TyperGroup):
+            args = [head, *tail.split("/"), *rest]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    name="core-agent",
+    cls=Slashed,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Give tasks to coding agents, each in a workspace of its own, and land what you like.
+
+    One daemon runs the queue, survives being killed, and never loses a line of an agent's work.""",
+)
+
+for verb in (
+    job.dispatch,
+    look.status,
+    look.why,
+    follow.watch,
+    follow.logs,
+    look.diff,
+    job.resume,
+    job.pause,
+    job.cancel,
+    place.attach,
+):
+    app.command()(verb)
+app.command("open")(place.open_workspace)
+for verb in (job.accept, job.reject, look.history, noun.agents):
+    app.command()(verb)
+for name, group in (
+    ("rescue", noun.rescue),
+    ("queue", noun.queue),
+    ("workspace", noun.workspace),
+    ("repo", noun.repo),
+    ("template", noun.template),
+    ("daemon", service.daemon),
+):
+    app.add_typer(group, name=name)
+for verb in (place.init, demo.demo, doctor.doctor, place.mcp, place.completion, place.version):
+    app.command()(verb)

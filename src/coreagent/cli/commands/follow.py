@@ -1,0 +1,274 @@
+"""Following: `--wait`, `watch`, `logs -f`, `status --watch`, all by the `watch` capability with a short limit.
+
+They work the same in the daemon and outside, because a wait of a second that returns early on every message is cheap
+there and the elapsed time has to be drawn again anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+from typing import Annotated, Any
+
+import typer
+
+from coreagent.cli.commands.option import JsonLines, MaybeWorkspace, Workspace, now, paint, say, seconds, to_json
+from coreagent.cli.session import ClientGone, session
+from coreagent.cli.terminal import terminal
+from coreagent.cli.views import answer, event
+from coreagent.cli.views.live import Live
+from coreagent.cli.views.status import mark, state_words, what_now
+from coreagent.cli.views.text import diffstat, duration, fit, money, one_line, tokens
+from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError
+from coreagent.models.dispatch import ACTIVE, State
+from coreagent.models.report import LogReply, WorkspaceRow
+
+TICK_S = 0.5
+"""How often a live view is drawn when nothing happens."""
+
+
+def changes(workspace: str, tick: float) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages since the last time, at least every `tick` seconds ([] when it was quiet)."""
+    seq = session().call("watch", workspace=workspace, since=0, timeout_s=0).seq
+    while True:
+        reply = session().call("watch", workspace=workspace, since=seq, timeout_s=tick)
+        seq = max(seq, reply.seq)
+        yield reply.events
+
+
+def row_of(workspace: str) -> WorkspaceRow:
+    """The workspace as `status` shows it. Raises: workspace_not_found."""
+    rows: list[WorkspaceRow] = session().call("status", workspace=workspace, all=True).workspaces
+    if not rows:
+        raise CoreAgentError(
+            "workspace_not_found", f"there is no workspace {workspace!r}", hint="core-agent status --all"
+        )
+    return rows[0]
+
+
+def at_rest(row: WorkspaceRow) -> bool:
+    return row.state not in ACTIVE and row.state is not State.QUEUED
+
+
+def wait(workspace: str, as_json: bool, limit_s: float | None = None, *, quiet: bool = False) -> int:
+    """Follow one dispatch to its end and return the exit code of `--wait`; `quiet` shows nothing meanwhile.
+
+    Raises: wait_timeout. Ctrl-C leaves the job running, says so and returns 130.
+    """
+    follower = _Quiet() if quiet else _JsonFollower() if as_json else _Follower()
+    ends = monotonic() + limit_s if limit_s else None
+    try:
+        row = row_of(workspace)
+        follower.show(row)
+        for _ in changes(row.workspace, TICK_S if follower.moves else 5.0):
+            row = row_of(row.workspace)
+            follower.show(row)
+            if at_rest(row):
+                break
+            if ends is not None and monotonic() > ends:
+                follower.close()
+                raise CoreAgentError(
+                    "wait_timeout",
+                    f"{row.workspace} is still {row.state} after {duration(limit_s)}",
+                    hint=f"it goes on; core-agent logs -f {row.workspace} follows it",
+                )
+        follower.end(row)
+        return answer.exit_code(row.state)
+    except ClientGone:
+        raise
+    except KeyboardInterrupt:
+        follower.close()
+        say([f"you stopped watching; {workspace} goes on (stop it: core-agent cancel {workspace})"], err=True)
+        return EXIT_INTERRUPTED
+
+
+class _Follower:
+    """The live view of a person: what the agent did scrolls by, three lines below say where it stands."""
+
+    def __init__(self) -> None:
+        self._terminal = terminal()
+        self._live = Live(self._terminal)
+        self.moves = self._terminal.live
+        self._after = ""
+        self._attempt = 0
+        self._runs = 0
+        self._phase = ""
+
+    def show(self, row: WorkspaceRow) -> None:
+        lines = self._news(row)
+        if self.moves:
+            if lines:
+                self._live.above(lines)
+            self._live.draw(self._standing(row))
+        else:
+            phase = f"{state_words(row)}  {what_now(row, now())}" if row.state not in ACTIVE else str(row.state)
+            if phase != self._phase:
+                say([f"{one_line(row.workspace)}  {phase}"])
+                self._phase = phase
+            say(lines)
+            self._terminal.out.flush()
+
+    def _news(self, row: WorkspaceRow) -> list[str]:
+        if not row.runs:
+            return []
+        if row.runs != self._runs:
+            # Places in a log are counted per attempt: a new one begins at its own beginning.
+            self._runs, self._after = row.runs, ""
+        reply: LogReply = session().call("logs", workspace=row.workspace, after=self._after)
+        self._after = reply.next or self._after
+        lines, self._attempt = event.log_lines(reply, self._terminal.width, paint(), self._attempt)
+        return lines
+
+    def _standing(self, row: WorkspaceRow) -> list[str]:
+        brush, width = paint(), self._terminal.width - 1
+        facts = [duration(row.elapsed_s)]
+        facts += [f"{tokens(row.tokens)} tokens"] if row.tokens else []
+        facts += [money(row.cost)] if row.cost.usd is not None else []
+        change = diffstat(row.files, row.insertions, row.deletions)
+        facts += [change] if change else []
+        name = brush.bold(one_line(row.workspace))
+        return [
+            brush.dim("─" * min(width, 60)),
+            f"{mark(row, brush)} {name}  {state_words(row)}  {brush.dim('  '.join(facts))}",
+            "  " + fit(what_now(row, now()), width - 2),
+        ]
+
+    def end(self, row: WorkspaceRow) -> None:
+        self.close()
+        brush = paint()
+        facts = [duration(row.elapsed_s), f"{tokens(row.tokens)} tokens" if row.tokens else "", money(row.cost)]
+        facts.append(diffstat(row.files, row.insertions, row.deletions))
+        told = ", ".join(fact for fact in facts if fact and fact != "-")
+        say(
+            [f"{mark(row, brush)} {brush.bold(one_line(row.workspace))} {state_words(row)}  {brush.dim(told)}".rstrip()]
+        )
+        say(["  " + fit(what_now(row, now()), self._terminal.width - 2)])
+        name = one_line(row.workspace)
+        match row.state:
+            case State.COMPLETED if row.needs_me:
+                say([brush.dim(f"  next: core-agent diff {name}    core-agent accept {name}")])
+            case State.BLOCKED:
+                say([brush.dim(f'  next: core-agent resume {name} --answer "..."')])
+            case State.FAILED | State.PAUSED:
+                say([brush.dim(f"  next: core-agent why {name}    core-agent resume {name}")])
+
+    def close(self) -> None:
+        self._live.clear()
+
+
+class _Quiet(_Follower):
+    """Waits and shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves = False
+
+    def show(self, row: WorkspaceRow) -> None:
+        return
+
+    def end(self, row: WorkspaceRow) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class _JsonFollower(_Quiet):
+    """JSON Lines: one workspace row whenever it changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ""
+
+    def show(self, row: WorkspaceRow) -> None:
+        line = to_json(row.model_copy(update={"elapsed_s": None}), line=True)
+        if line != self._last:
+            self._last = line
+            say([to_json(row, line=True)])
+            self._terminal.out.flush()
+
+
+def watch(
+    workspace: MaybeWorkspace = "",
+    since: Annotated[int | None, typer.Option(help="Begin after this sequence number. [default: from now]")] = None,
+    timeout: Annotated[str, typer.Option(help="Stop after this long: 90s, 10m, 2h.")] = "",
+    once: Annotated[
+        bool, typer.Option("--once", help="Stop after the first message; exit code 75 when none came.")
+    ] = False,
+    as_json: JsonLines = False,
+) -> None:
+    """Follow what happens, one line per message, until Ctrl-C.
+
+    With --json: JSON Lines, one message per line, each with its `seq`.
+    """
+    ends = monotonic() + seconds(timeout) if timeout else None
+    seq = since if since is not None else session().call("watch", workspace=workspace, since=0, timeout_s=0).seq
+    while True:
+        left = 30.0 if ends is None else max(0.0, min(30.0, ends - monotonic()))
+        reply = session().call("watch", workspace=workspace, since=seq, timeout_s=left)
+        seq = max(seq, reply.seq)
+        for message in reply.events:
+            say([to_json(message, line=True) if as_json else event.message_line(message, terminal().width, paint())])
+        terminal().out.flush()
+        if once and reply.events:
+            return
+        if ends is not None and monotonic() >= ends:
+            raise typer.Exit(75 if once else 0)
+
+
+def logs(
+    workspace: Workspace,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the agent stops.")] = False,
+    attempt: Annotated[int | None, typer.Option(help="Only this attempt (1 is the first).")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The whole text of every event, not one line of it.")] = False,
+    as_json: JsonLines = False,
+) -> None:
+    """Show what the agent said and did.
+
+    With --json one document; with --json and -f JSON Lines, one entry per line.
+    """
+    after, last, runs = "", 0, 0
+    ticks = None
+    document: LogReply | None = None
+    while True:
+        reply: LogReply = session().call("logs", workspace=workspace, attempt=attempt, after=after)
+        after = reply.next or after
+        if as_json and not follow:
+            document = _joined(document, reply)
+        elif as_json:
+            say(to_json(entry, line=True) for entry in reply.entries)
+        else:
+            last = _print_page(reply, raw, last)
+        terminal().out.flush()
+        if reply.entries:
+            continue
+        if not follow:
+            break
+        row = row_of(workspace)
+        if runs and row.runs != runs and attempt is None:
+            after = ""
+        elif at_rest(row):
+            break
+        runs = row.runs
+        ticks = ticks or changes(workspace, TICK_S)
+        next(ticks)
+    if document is not None:
+        say([to_json(document)])
+    elif not as_json:
+        say(event.stderr_lines(reply, terminal().width, paint()))
+
+
+def _joined(document: LogReply | None, page: LogReply) -> LogReply:
+    if document is None:
+        return page
+    return page.model_copy(update={"entries": [*document.entries, *page.entries]})
+
+
+def _print_page(reply: LogReply, raw: bool, last: int) -> int:
+    if not raw:
+        lines, last = event.log_lines(reply, terminal().width, paint(), last)
+        say(lines)
+        return last
+    for entry in reply.entries:
+        say(event.raw_lines(entry))
+    return last

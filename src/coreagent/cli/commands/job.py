@@ -1,0 +1,232 @@
+"""Verbs that move a job: dispatch, resume, pause, cancel, accept, reject."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from coreagent.cli.commands import suggest
+from coreagent.cli.commands.follow import wait
+from coreagent.cli.commands.option import (
+    Json,
+    JsonLines,
+    Workspace,
+    answer,
+    ask,
+    paint,
+    read_file,
+    repo_of,
+    say,
+    seconds,
+    stdin_text,
+    text_of,
+    to_json,
+    variables,
+)
+from coreagent.cli.session import session
+from coreagent.cli.terminal import terminal
+from coreagent.cli.views import answer as views
+from coreagent.cli.views.text import wrap
+from coreagent.errors import CoreAgentError
+from coreagent.models.report import DispatchReply
+
+Task = Annotated[
+    list[str] | None, typer.Argument(metavar="[TASK]...", help="What is to be done; `-` reads standard input.")
+]
+Wait = Annotated[bool, typer.Option("--wait", "-w", help="Follow it to its end; Ctrl-C leaves it running.")]
+WaitLimit = Annotated[
+    str, typer.Option("--wait-timeout", help="With --wait: give up watching after this long (exit 75).")
+]
+
+
+def dispatch(
+    task: Task = None,
+    agent: Annotated[
+        str,
+        typer.Option(
+            "--agent", "-a", help="Runner[:model] or an identity; `core-agent agents`.", autocompletion=suggest.agents
+        ),
+    ] = "",
+    repo: Annotated[
+        str, typer.Option("--repo", "-r", help="Path, or org/name of a registered one. [default: here]")
+    ] = "",
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the workspace; the branch is agent/NAME.")] = "",
+    template: Annotated[
+        str,
+        typer.Option(
+            "--template",
+            "-t",
+            help="How the task is framed; `core-agent template list`.",
+            autocompletion=suggest.templates,
+        ),
+    ] = "",
+    plan: Annotated[str, typer.Option("--plan", help="Plan template.")] = "",
+    persona: Annotated[
+        str, typer.Option("--persona", help="Who the agent is to be.", autocompletion=suggest.personas)
+    ] = "",
+    var: Annotated[
+        list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="Variable of the template.")
+    ] = None,
+    issue: Annotated[int | None, typer.Option("--issue", help="Work on this issue (workspace task-N).")] = None,
+    pr: Annotated[int | None, typer.Option("--pr", help="Work on this pull request (workspace pr-N).")] = None,
+    branch: Annotated[str | None, typer.Option("--branch", "-b", help="Start from this branch.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Start from this tag; nothing comes back from it.")] = None,
+    priority: Annotated[int, typer.Option("--priority", "-p", help="Higher goes first.")] = 0,
+    timeout: Annotated[str, typer.Option("--timeout", help="Stop the agent after this long: 90s, 10m, 2h.")] = "",
+    idle_timeout: Annotated[str, typer.Option("--idle-timeout", help="Stop it after this long without a word.")] = "",
+    expect: Annotated[
+        Literal["changes", "none"], typer.Option("--expect", help="`none`: that nothing changes is fine.")
+    ] = "changes",
+    permissions: Annotated[
+        Literal["edits", "bypass"] | None, typer.Option("--permissions", help="`bypass`: the agent never asks.")
+    ] = None,
+    with_changes: Annotated[bool, typer.Option("--with-changes", help="Take my uncommitted changes along.")] = False,
+    ephemeral: Annotated[
+        bool, typer.Option("--ephemeral", help="Dispatch though the store is in memory only.")
+    ] = False,
+    arg: Annotated[list[str] | None, typer.Option("--arg", help="Extra argument for the agent's own CLI.")] = None,
+    script: Annotated[
+        str, typer.Option("--script", help="YAML file for the `scripted` runner; `-`: standard input.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the prompt and the command line; start nothing.")
+    ] = False,
+    follow: Wait = False,
+    wait_timeout: WaitLimit = "",
+    as_json: JsonLines = False,
+) -> None:
+    """Give a task to an agent in a workspace of its own.
+
+    Returns at once with the workspace's name. With --wait: exit code 0 completed, 10 failed, 11 blocked or paused,
+    12 cancelled, 75 when --wait-timeout ran out. With --wait --json: JSON Lines, first the answer, then one workspace
+    row per change.
+    """
+    arguments: dict[str, Any] = {
+        "task": text_of(task),
+        "repo": repo_of(repo),
+        "agent": agent,
+        "name": name,
+        "template": template,
+        "plan_template": plan,
+        "persona": persona,
+        "variables": variables(var or []),
+        "issue": issue,
+        "pr": pr,
+        "branch": branch,
+        "tag": tag,
+        "priority": priority,
+        "timeout_s": seconds(timeout) if timeout else None,
+        "idle_timeout_s": seconds(idle_timeout) if idle_timeout else None,
+        "expect": expect,
+        "permissions": permissions,
+        "with_changes": with_changes,
+        "ephemeral": ephemeral,
+        "args": arg or [],
+        "script": _script(script),
+        "dry_run": dry_run,
+    }
+    if not (arguments["task"] or issue is not None or pr is not None or template or script):
+        raise CoreAgentError(
+            "usage", "there is no task", hint='core-agent dispatch "fix the failing test"   (`-` reads standard input)'
+        )
+    limit = seconds(wait_timeout) if wait_timeout else None
+    reply = _with_consent("dispatch", arguments)
+    _answer_and_wait(reply, follow and not dry_run, limit, as_json)
+
+
+def _script(given: str) -> str:
+    if not given:
+        return ""
+    return stdin_text() if given == "-" else read_file(given, "script")
+
+
+def _with_consent(capability: str, arguments: dict[str, Any]) -> DispatchReply:
+    """Call; where a person's consent is missing and a person is there, ask once and call again."""
+    try:
+        reply: DispatchReply = session().call(capability, **arguments)
+    except CoreAgentError as error:
+        if error.slug != "consent_needed" or not terminal().interactive:
+            raise
+        repo = str(error.data.get("repo", arguments.get("repo", "")))
+        say([paint().yellow(line) for line in wrap(error.message, terminal().width)])
+        say(
+            wrap(
+                "Without a sandbox it can then do whatever you can do. This is asked once per repository.",
+                terminal().width,
+            )
+        )
+        if not ask("Agree?"):
+            raise
+        session().call("repo.trust", repo=repo, apply=True, bypass=True)
+        reply = session().call(capability, **arguments)
+    return reply
+
+
+def _answer_and_wait(reply: DispatchReply, follow: bool, limit: float | None, as_json: bool) -> None:
+    if as_json and follow:
+        say([to_json(reply, line=True)])
+    else:
+        answer(reply, as_json, lambda t: views.dispatch_lines(reply, t.width, paint(), next_steps=not follow))
+    if follow:
+        terminal().flush()
+        raise typer.Exit(wait(reply.workspace, as_json, limit))
+
+
+def resume(
+    workspace: Workspace,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help='"also do ..."; `-` reads stdin.')
+    ] = None,
+    reply_text: Annotated[str, typer.Option("--answer", metavar="TEXT", help="Answer the agent's question.")] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="A new session of the agent in the same workspace.")] = False,
+    follow: Wait = False,
+    wait_timeout: WaitLimit = "",
+    as_json: JsonLines = False,
+) -> None:
+    """Go on with a workspace: the agent's session, its files, its branch.
+
+    Exit codes of --wait are those of dispatch.
+    """
+    limit = seconds(wait_timeout) if wait_timeout else None
+    text = stdin_text().strip() if reply_text == "-" else reply_text
+    reply = _with_consent("resume", {"workspace": workspace, "answer": text, "prompt": text_of(more), "fresh": fresh})
+    _answer_and_wait(reply, follow, limit, as_json)
+
+
+def pause(workspace: Workspace, as_json: Json = False) -> None:
+    """Stop the agent's turn and keep everything; `resume` goes on."""
+    _move("pause", workspace, as_json)
+
+
+def cancel(workspace: Workspace, as_json: Json = False) -> None:
+    """Stop the agent for good; what it did is kept on its branch."""
+    _move("cancel", workspace, as_json)
+
+
+def reject(workspace: Workspace, as_json: Json = False) -> None:
+    """Say no to the result; the workspace may go, the work stays in the archive."""
+    _move("reject", workspace, as_json)
+
+
+def _move(verb: str, workspace: str, as_json: bool) -> None:
+    reply = session().call(verb, workspace=workspace)
+    answer(reply, as_json, lambda t: views.move_lines(reply, t.width, paint()))
+
+
+def accept(
+    workspace: Workspace,
+    squash: Annotated[bool, typer.Option("--squash", help="One new commit.")] = False,
+    rebase: Annotated[bool, typer.Option("--rebase", help="The agent's commits, on top of the branch.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="A merge commit.")] = False,
+    onto: Annotated[
+        str, typer.Option("--onto", metavar="BRANCH", help="Land on this branch. [default: where it began]")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Land the agent's branch on yours: fast-forward when it can, else a merge."""
+    chosen = [name for name, given in (("squash", squash), ("rebase", rebase), ("merge", merge)) if given]
+    if len(chosen) > 1:
+        raise CoreAgentError("conflicting_options", f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    reply = session().call("accept", workspace=workspace, strategy=chosen[0] if chosen else "auto", onto=onto)
+    answer(reply, as_json, lambda t: views.accept_lines(reply, t.width, paint()))

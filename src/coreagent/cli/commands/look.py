@@ -1,0 +1,102 @@
+"""Verbs that only look: status, why, diff, history."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from coreagent.cli.commands.follow import changes
+from coreagent.cli.commands.option import (
+    Json,
+    JsonLines,
+    MaybeWorkspace,
+    Workspace,
+    answer,
+    now,
+    paint,
+    say,
+    to_json,
+)
+from coreagent.cli.session import ClientGone, session
+from coreagent.cli.terminal import Terminal, terminal
+from coreagent.cli.views import answer as views
+from coreagent.cli.views import listing
+from coreagent.cli.views.live import Screen
+from coreagent.cli.views.status import hint_lines, status_lines
+from coreagent.models.report import StatusReport
+
+
+def status(
+    workspace: MaybeWorkspace = "",
+    show_all: Annotated[bool, typer.Option("--all", "-A", help="Settled ones too.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Full screen, kept up to date, until Ctrl-C.")] = False,
+    as_json: JsonLines = False,
+) -> None:
+    """What is running, what waits and why, what needs me (oldest first, on top)."""
+    if watch:
+        _status_watch(workspace, show_all, as_json)
+        return
+    report: StatusReport = session().call("status", workspace=workspace, all=show_all)
+    answer(report, as_json, lambda t: _status_view(report, t) + hint_lines(report, paint()))
+
+
+def _status_view(report: StatusReport, here: Terminal) -> list[str]:
+    return status_lines(report, here.width, paint(), now())
+
+
+def _status_watch(workspace: str, show_all: bool, as_json: bool) -> None:
+    here = terminal()
+    if as_json or not here.live:
+        _status_lines(workspace, show_all, as_json)
+        return
+    try:
+        with Screen(here) as screen:
+            for _ in changes(workspace, 1.0):
+                report = session().call("status", workspace=workspace, all=show_all)
+                screen.draw(_status_view(report, here), f"{now().astimezone():%H:%M:%S}   Ctrl-C leaves")
+    except ClientGone:
+        raise
+    except KeyboardInterrupt:
+        return
+
+
+def _status_lines(workspace: str, show_all: bool, as_json: bool) -> None:
+    """Without a screen: the report again whenever something moved (JSON Lines, or text between blank lines)."""
+    last = None
+    for _ in changes(workspace, 5.0):
+        report: StatusReport = session().call("status", workspace=workspace, all=show_all)
+        seen = [(row.dispatch_id, row.state, row.last_tool, row.tokens, row.fate) for row in report.workspaces]
+        if (seen, report.counts) == last:
+            continue
+        say([to_json(report, line=True)] if as_json else [*_status_view(report, terminal()), ""])
+        terminal().out.flush()
+        last = (seen, report.counts)
+
+
+def why(workspace: Workspace, as_json: Json = False) -> None:
+    """Why it is as it is: the evidence, and what can be done now."""
+    report = session().call("why", workspace=workspace)
+    answer(report, as_json, lambda t: views.why_lines(report, t.width, paint()))
+
+
+def diff(
+    workspace: Workspace,
+    stat: Annotated[bool, typer.Option("--stat", help="Names and numbers only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What the agent changed, also while it still works."""
+    reply = session().call("diff", workspace=workspace, stat=stat)
+    answer(reply, as_json, lambda t: views.diff_lines(reply, paint()))
+    if not as_json:
+        terminal().out.flush()
+        say(views.diff_summary(reply, paint()), err=True)
+
+
+def history(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """What happened in the last dispatches, newest first."""
+    rows = session().call("history", limit=limit)
+    answer(rows, as_json, lambda t: listing.history_lines(rows, t.width, paint(), now()))

@@ -1,0 +1,245 @@
+"""Verbs of the person's own terminal and machine: attach, open, init, version, completion, mcp."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from coreagent import paths
+from coreagent.cli import completion as scripts
+from coreagent.cli.commands.option import Json, Workspace, answer, paint, say, to_json
+from coreagent.cli.session import session
+from coreagent.cli.terminal import terminal
+from coreagent.cli.views.text import one_line
+from coreagent.errors import CoreAgentError
+from coreagent.models.report import AttachReply, WorkspaceShow
+
+# What the person's terminal needs to be drawn on; an agent's own environment does not have it.
+_TERMINAL_NAMES = ("TERM", "COLORTERM", "TERM_PROGRAM", "LANG", "LC_ALL", "LC_CTYPE", "COLUMNS", "LINES", "NO_COLOR")
+_EDITORS = ("code", "nvim", "vim", "vi", "nano", "emacs")
+
+STARTER = """\
+# Settings of core-agent. Everything has a default: keep only what you want to be different.
+# The whole list with its meaning is agents.yaml.example, in the documentation.
+version: 1
+
+dispatch:
+  # Who works when no --agent is given: a runner (claude, scripted, command:NAME), runner:model, or an identity.
+  default_agent: {agent}
+
+# How many agents may run at once, by pool (0 = unlimited).
+concurrency:
+  claude: 2
+
+# Your own programs as agents: `--agent command:NAME`. The task is in CORE_AGENT_TASK.
+# commands:
+#   mine:
+#     argv: [./my-agent, --fix]
+"""
+
+
+def attach(
+    workspace: Workspace,
+    dry_run: Annotated[
+        bool, typer.Option("--print", help="Only print the command line (ends the headless turn).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Take over: ends the headless turn and opens the agent's own interactive session in the workspace.
+
+    `core-agent resume` goes on headless afterwards, with everything that was said.
+    """
+    session().own_process()
+    here = terminal()
+    if not (dry_run or as_json or here.interactive):
+        raise CoreAgentError("no_terminal", "attach needs a terminal", hint="core-agent logs -f follows without one")
+    plan: AttachReply = session().call("attach.plan", workspace=workspace)
+    if dry_run or as_json:
+        words = {"argv": plan.argv, "cwd": plan.cwd, "env": plan.env}
+        answer(words, as_json, lambda t: [f"cd {shlex.quote(plan.cwd)} && {shlex.join(plan.argv)}"])
+        return
+    here.flush()
+    code = _in_foreground(plan.argv, plan.cwd, _with_terminal(plan.env, here.env))
+    say([paint().dim(f"go on headless: core-agent resume {one_line(workspace)}")])
+    raise typer.Exit(code)
+
+
+def _with_terminal(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    return {**{name: own[name] for name in _TERMINAL_NAMES if name in own}, **env}
+
+
+def _in_foreground(argv: list[str], cwd: str, env: Mapping[str, str]) -> int:
+    """Run a program on this very terminal and return its exit code. Ctrl-C is the program's, not ours."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        # The child must not inherit the deafness: SIG_IGN survives an exec.
+        child = subprocess.Popen(
+            argv, cwd=cwd, env=dict(env), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )
+        code = child.wait()
+    except OSError as error:
+        raise CoreAgentError("runner_missing", f"cannot start {argv[0]}", cause=str(error)) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def open_workspace(
+    workspace: Workspace,
+    editor: Annotated[str, typer.Option("--editor", "-e", help="Command. [default: $VISUAL, $EDITOR]")] = "",
+    path_only: Annotated[
+        bool, typer.Option("--path", help="Only print the directory: cd $(core-agent open --path W).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Open the agent's checkout in your editor."""
+    session().own_process()
+    show: WorkspaceShow = session().call("workspace.show", workspace=workspace)
+    directory = show.path + "/repo"
+    if not show.exists:
+        raise CoreAgentError("workspace_gone", f"{show.row.workspace} is not on disk any more", cause=show.path)
+    if path_only or as_json:
+        answer({"workspace": show.row.workspace, "path": directory}, as_json, lambda t: [directory])
+        return
+    here = terminal()
+    chosen = editor or here.env.get("VISUAL") or here.env.get("EDITOR") or _found_editor(here.env)
+    if not chosen:
+        raise CoreAgentError("no_terminal", "no editor is set", hint="set VISUAL or EDITOR, or give --editor COMMAND")
+    here.flush()
+    raise typer.Exit(_in_foreground([*shlex.split(chosen), directory], directory, here.env))
+
+
+def _found_editor(env: Mapping[str, str]) -> str:
+    return next((name for name in _EDITORS if shutil.which(name, path=env.get("PATH", ""))), "")
+
+
+def init(
+    agent: Annotated[
+        str, typer.Option("--agent", "-a", help="Who works by default. [default: the best one found]")
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Write agents.yaml again; the old one is kept beside it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the home directory with a first agents.yaml, and say what comes next. Running it again changes nothing."""
+    session().own_process()
+    home = session().home
+    if not home:
+        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+    from coreagent.daemon import house
+
+    house.prepare(home)
+    chosen, why = (agent, "you said so") if agent else _best_agent(terminal().env)
+    path = Path(paths.settings_file(home))
+    wrote = force or not path.exists()
+    if wrote:
+        if path.exists():
+            shutil.copy2(path, path.with_name("agents.yaml.before"))
+        fresh = path.with_name(f".agents.yaml.{os.getpid()}")
+        fresh.write_text(STARTER.format(agent=json.dumps(chosen)), encoding="utf-8")
+        fresh.chmod(0o600)
+        fresh.replace(path)
+    told = {"home": home, "settings": str(path), "written": wrote, "default_agent": chosen if wrote else None}
+    answer(told, as_json, lambda t: _init_lines(home, str(path), wrote, chosen, why))
+
+
+def _init_lines(home: str, path: str, wrote: bool, agent: str, why: str) -> list[str]:
+    brush = paint()
+    lines = [f"{brush.green('✓')} home      {home}"]
+    if wrote:
+        lines += [f"{brush.green('✓')} settings  {path}", f"{brush.green('✓')} agent     {agent} ({why})"]
+    else:
+        lines.append(f"{brush.dim('·')} settings  {path} was there and stays as it is")
+    return [
+        *lines,
+        "",
+        brush.bold("next"),
+        "  core-agent demo                     see it work, in a repository of its own",
+        '  core-agent dispatch "your task"     in a repository of yours',
+        "  core-agent doctor                   when something is not as it should be",
+    ]
+
+
+def _best_agent(env: Mapping[str, str]) -> tuple[str, str]:
+    """A real agent when one is there and logged in, else the built-in one, and why."""
+    from coreagent import runners
+    from coreagent.runners.base import NoSettings
+
+    claude = runners.load("claude")
+    found = claude.find(env, NoSettings())
+    if found.problem:
+        return "scripted", found.message or "no agent CLI was found"
+    if claude.login(env, NoSettings()).state == "no":
+        return "claude", "found, but not logged in: run `claude` once and log in"
+    return "claude", f"version {found.version} was found"
+
+
+def version(as_json: Json = False) -> None:
+    """The version of this program."""
+    told = {"version": paths.VERSION, "python": platform.python_version(), "platform": platform.platform()}
+    answer(told, as_json, lambda t: [f"core-agent {paths.VERSION}"])
+
+
+def completion(
+    shell: Annotated[
+        Literal["", "bash", "zsh", "fish"],
+        typer.Argument(metavar="[SHELL]", help="bash, zsh or fish. [default: yours]"),
+    ] = "",
+    install: Annotated[bool, typer.Option("--install", help="Put it where the shell finds it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the completion script of a shell, or install it.
+
+    Completes commands, options, workspaces, agents and templates.
+    """
+    env = terminal().env
+    chosen = shell or Path(env.get("SHELL", "")).name
+    text = scripts.script(chosen)
+    if not install:
+        answer({"shell": chosen, "script": text}, as_json, lambda t: [text.rstrip("\n")])
+        return
+    session().own_process()
+    path, more = _completion_place(chosen, env)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    answer(
+        {"shell": chosen, "path": str(path), "hint": more},
+        as_json,
+        lambda t: [f"{paint().green('✓')} {path}", *([f"  {more}"] if more else [])],
+    )
+
+
+def _completion_place(shell: str, env: Mapping[str, str]) -> tuple[Path, str]:
+    """Where the script of a shell belongs, and what a person still has to do for it."""
+    user = env.get("HOME", "")
+    if not user:
+        raise CoreAgentError(
+            "no_home", "HOME is not set, so there is no place for it", hint="core-agent completion bash"
+        )
+    data = Path(env.get("XDG_DATA_HOME") or f"{user}/.local/share")
+    if shell == "bash":
+        return data / "bash-completion/completions/core-agent", "bash-completion loads it in new shells"
+    if shell == "fish":
+        config = Path(env.get("XDG_CONFIG_HOME") or f"{user}/.config")
+        return config / "fish/completions/core-agent.fish", ""
+    place = data / "zsh/site-functions"
+    return place / "_core-agent", f"add to ~/.zshrc, before compinit: fpath=({place} $fpath)"
+
+
+def mcp() -> None:
+    """Speak MCP on standard input and output, for an MCP client: its command is `core-agent mcp`.
+
+    Tools are the capabilities: agentic_dispatch, agentic_status, agentic_watch, agentic_resume and more.
+    """
+    say([to_json({"command": "core-agent", "args": ["mcp"]})])

@@ -1,0 +1,346 @@
+"""`core-agent doctor`: looks at everything an installation stands on, and says what to do about what is not right.
+
+It runs in the person's own process, works without the daemon, and changes nothing unless `--repair` is given.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from pydantic import BaseModel, Field
+
+from coreagent import config, paths, process, runners
+from coreagent.attempts import read_exit, read_started
+from coreagent.cli.commands.option import Json, paint, say, to_json
+from coreagent.cli.session import ask, session
+from coreagent.cli.terminal import Terminal, terminal
+from coreagent.cli.views.text import one_line, plural, size, wrap
+from coreagent.errors import CoreAgentError
+from coreagent.models.report import DaemonStatus
+from coreagent.runners.base import version_tuple
+
+GIT_MINIMUM = "2.31"
+SPACE_WARN = 2_000_000_000
+SPACE_FAIL = 200_000_000
+WATCHES_WARN = 8192
+
+State = Literal["ok", "warn", "fail"]
+
+
+class Check(BaseModel):
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    message: str
+    hint: str = ""
+
+
+class Report(BaseModel):
+    """What `doctor --json` prints."""
+
+    ok: bool = True
+    """No check failed; warnings do not count."""
+    version: str = paths.VERSION
+    home: str = ""
+    checks: list[Check] = Field(default_factory=list)
+
+
+def doctor(
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Also prove the whole way, with a model server of our own and no key.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put a damaged store aside and restore its newest good copy.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at everything an installation stands on. Exit code 1 when something failed."""
+    session().own_process()
+    here, report = terminal(), Report(home=session().home)
+    looks: list[Callable[[], Iterator[Check]]] = [
+        _python, _git, _home, _daemon, _settings, lambda: _runners(here), _space, _watches, _leftovers,
+    ]  # fmt: skip
+    if repair:
+        looks.insert(0, _repair)
+    if offline:
+        looks.append(lambda: _offline(here, as_json))
+    for look in looks:
+        for check in _guarded(look):
+            report.checks.append(check)
+            if not as_json:
+                say(_lines(check, here.width))
+                here.flush()
+    report.ok = all(check.state != "fail" for check in report.checks)
+    say([to_json(report)] if as_json else _closing(report))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _guarded(look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """A look that fails is a finding, not the end of the visit."""
+    try:
+        yield from look()
+    except CoreAgentError as error:
+        yield Check(name=error.slug, state="fail", message=_sentence(error), hint=error.hint)
+    except OSError as error:
+        yield Check(name="look", state="fail", message=str(error))
+
+
+def _sentence(error: CoreAgentError) -> str:
+    return f"{error.message} ({error.cause})" if error.cause else error.message
+
+
+def _lines(check: Check, width: int) -> list[str]:
+    brush = paint()
+    sign = {"ok": brush.green("✓"), "warn": brush.yellow("!"), "fail": brush.red("✗")}[check.state]
+    first, *rest = wrap(one_line(check.message), max(20, width - 15))
+    lines = [f"{sign} {brush.bold(check.name.ljust(11))} {first}", *(f"{'':14}{line}" for line in rest)]
+    if check.hint and check.state != "ok":
+        lines += [brush.dim(line) for line in wrap(f"hint: {one_line(check.hint)}", width, " " * 14)]
+    return lines
+
+
+def _closing(report: Report) -> list[str]:
+    failed = sum(check.state == "fail" for check in report.checks)
+    warned = sum(check.state == "warn" for check in report.checks)
+    if failed:
+        return ["", paint().red(f"{plural(failed, 'check')} failed")]
+    return ["", paint().yellow(plural(warned, "warning")) if warned else paint().green("all is well")]
+
+
+# ---- the looks ----
+
+
+def _python() -> Iterator[Check]:
+    found = platform.python_version()
+    fine = sys.version_info >= (3, 11)
+    yield Check(
+        name="python",
+        state="ok" if fine else "fail",
+        message=f"{found} at {sys.executable}, core-agent {paths.VERSION}",
+        hint="" if fine else "core-agent needs Python 3.11 or newer",
+    )
+
+
+def _git() -> Iterator[Check]:
+    path = shutil.which("git", path=terminal().env.get("PATH", ""))
+    if not path:
+        yield Check(name="git", state="fail", message="git is not in PATH", hint="install git")
+        return
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout.strip()
+    version = said.removeprefix("git version ").split(" ")[0]
+    old = version_tuple(version) < version_tuple(GIT_MINIMUM)
+    yield Check(
+        name="git",
+        state="warn" if old else "ok",
+        message=f"{version or said} at {path}",
+        hint=f"older than {GIT_MINIMUM}, the oldest that core-agent is tested with" if old else "",
+    )
+
+
+def _home() -> Iterator[Check]:
+    from coreagent.daemon import house
+
+    home = session().home
+    if not home:
+        yield Check(name="home", state="fail", message="neither CORE_HOME nor HOME is set", hint="set CORE_HOME")
+        return
+    try:
+        house.check_length(home)
+        length = len(os.fsencode(paths.daemon_socket(home)))
+        yield Check(name="socket", state="ok", message=f"its path has {length} of {paths.SOCKET_PATH_MAX} bytes")
+    except CoreAgentError as error:
+        yield Check(name="socket", state="fail", message=error.message, hint=error.hint)
+    if not Path(home).exists():
+        hint = "core-agent init makes it; any other command does too"
+        yield Check(name="home", state="warn", message=f"{home} is not there yet", hint=hint)
+        return
+    yield _owned(home)
+
+
+def _owned(home: str) -> Check:
+    """Whoever can write into the home can put settings and sockets under the daemon's hands."""
+    for name in (home, f"{home}/run", f"{home}/attempts"):
+        path = Path(name)
+        if not path.exists():
+            continue
+        status = path.stat()
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
+        if status.st_uid != os.getuid():
+            return Check(name="home", state="fail", message=f"{name} belongs to user {status.st_uid}, not to you")
+        if status.st_mode & 0o022:
+            return Check(
+                name="home", state="fail", message=f"others can write to {name} ({mode})", hint=f"chmod go-w {name}"
+            )
+        if status.st_mode & 0o055:
+            return Check(
+                name="home", state="warn", message=f"others can read {name} ({mode})", hint=f"chmod 700 {name}"
+            )
+    return Check(name="home", state="ok", message=f"{home}, yours alone")
+
+
+def _daemon() -> Iterator[Check]:
+    home = session().home
+    if not home or not Path(home).exists():
+        return
+    try:
+        status = DaemonStatus.model_validate(ask(home, "daemon.status", {}, session().caller, start=False))
+    except CoreAgentError as error:
+        if error.slug != "daemon_unreachable":
+            raise
+        yield Check(name="daemon", state="ok", message="not running; commands that need it start it")
+        yield _store_on_disk(home)
+        return
+    told = f"pid {status.pid}, version {status.version}, {size(status.rss_bytes)}"
+    told += f", {plural(status.running, 'agent')} running"
+    other = status.version != paths.VERSION
+    yield Check(
+        name="daemon",
+        state="warn" if other or status.draining else "ok",
+        message=told + (", draining" if status.draining else ""),
+        hint=f"this program is {paths.VERSION}; core-agent daemon restart" if other else "",
+    )
+    if status.ephemeral:
+        hint = "nothing of now outlives the daemon; make the file usable, then core-agent daemon restart"
+        yield Check(name="store", state="fail", message=f"in memory only: {'; '.join(status.warnings)}", hint=hint)
+    else:
+        yield Check(name="store", state="ok", message=f"{paths.database(home)}, held by the daemon")
+
+
+def _store_on_disk(home: str) -> Check:
+    """Read the whole store once, as the next daemon would, without changing a byte of it."""
+    from coreagent.store.opening import connect, migrations, read_mark, verify
+
+    path = paths.database(home)
+    if not Path(path).exists():
+        return Check(name="store", state="ok", message="nothing is stored yet")
+    try:
+        connection = connect(path, read_only=True)
+        try:
+            found = verify(connection, path, migrations(), read_mark(path))
+        finally:
+            connection.close()
+    except CoreAgentError as error:
+        return Check(name="store", state="fail", message=_sentence(error), hint=error.hint)
+    return Check(name="store", state="ok", message=f"{path} is whole, {found.last_seq} events in it")
+
+
+def _settings() -> Iterator[Check]:
+    home = session().home
+    loaded = config.load(home, dict(terminal().env))
+    for problem in loaded.problems:
+        yield Check(name="settings", state="fail", message=problem, hint=f"the file is {loaded.path}")
+    if not loaded.problems:
+        there = Path(loaded.path).is_file() if loaded.path else False
+        yield Check(name="settings", state="ok", message=loaded.path if there else "none; everything has its default")
+
+
+def _runners(here: Terminal) -> Iterator[Check]:
+    settings = config.load(session().home, dict(here.env)).settings
+    for name in sorted(runners.FAMILY):
+        if name in ("command", "scripted"):
+            continue
+        runner = runners.load(name)
+        own = settings.runners.get(name) or config.RunnerSettings()
+        found = runner.find(here.env, own)
+        if found.problem:
+            yield Check(name=name, state="warn", message=found.message, hint=found.hint)
+            continue
+        login = runner.login(here.env, own)
+        words = {"yes": "logged in", "no": "not logged in", "unknown": "login unknown", "not_needed": "needs no login"}
+        how = f" ({login.how})" if login.how else ""
+        yield Check(
+            name=name,
+            state="warn" if login.state == "no" else "ok",
+            message=f"{found.version} at {found.path}, {words[login.state]}{how}",
+            hint=login.hint,
+        )
+
+
+def _space() -> Iterator[Check]:
+    place = Path(session().home or "/")
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    state: State = "fail" if free < SPACE_FAIL else "warn" if free < SPACE_WARN else "ok"
+    hint = "core-agent workspace clean --dry-run says what may go" if state != "ok" else ""
+    yield Check(name="disk", state=state, message=f"{size(free)} free at {place}", hint=hint)
+
+
+def _watches() -> Iterator[Check]:
+    """Agents' own tools watch files; a system that has too few watches makes them fail in ways that look like ours."""
+    limit = Path("/proc/sys/fs/inotify/max_user_watches")
+    if not limit.is_file():
+        return
+    count = int(limit.read_text())
+    few = count < WATCHES_WARN
+    hint = f"sysctl fs.inotify.max_user_watches={WATCHES_WARN * 8}" if few else ""
+    yield Check(name="inotify", state="warn" if few else "ok", message=f"{count} watches per user", hint=hint)
+
+
+def _leftovers() -> Iterator[Check]:
+    """Attempts that ended, but whose processes did not; attempts that nobody settled."""
+    root = Path(paths.attempt_dir(session().home, "x")).parent if session().home else Path("/nonexistent")
+    names = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
+    unsettled = []
+    for name in names:
+        if read_exit(root / name) is not None:
+            continue
+        started = read_started(root / name)
+        if started is not None and not started.void and not process.alive(started.shim_pid, started.shim_start):
+            unsettled.append(name)
+    ended = {name for name in names if read_exit(root / name) is not None}
+    orphans = sorted(pid for pid, attempt in _marked() if attempt in ended)
+    if orphans:
+        found = ", ".join(map(str, orphans))
+        hint = "the daemon ends them when it starts: core-agent daemon restart"
+        yield Check(
+            name="leftovers", state="warn", message=f"processes of ended attempts still run: {found}", hint=hint
+        )
+    if unsettled:
+        hint = "the daemon settles them when it starts: core-agent daemon start"
+        yield Check(name="leftovers", state="warn", message=f"{plural(len(unsettled), 'attempt')} to settle", hint=hint)
+    if not (orphans or unsettled):
+        yield Check(name="leftovers", state="ok", message="none")
+
+
+def _marked() -> Iterator[tuple[int, str]]:
+    """Every process of ours that carries an attempt's mark. Where there is no /proc, none can be told."""
+    for entry in Path("/proc").iterdir() if Path("/proc/self").exists() else ():
+        if entry.name.isdigit():
+            attempt = process.environ_of(int(entry.name)).get("CORE_AGENT_ATTEMPT")
+            if attempt:
+                yield int(entry.name), attempt
+
+
+def _repair() -> Iterator[Check]:
+    from coreagent.store.repair import repair
+
+    home = session().home
+    try:
+        ask(home, "daemon.status", {}, session().caller, start=False)
+    except CoreAgentError as error:
+        if error.slug != "daemon_unreachable":
+            raise
+    else:
+        raise CoreAgentError("store_locked", "a daemon is running and has the store", hint="core-agent daemon stop")
+    yield Check(name="repair", state="ok", message=str(repair(paths.database(home))))
+
+
+def _offline(here: Terminal, quiet: bool) -> Iterator[Check]:
+    from coreagent.cli.offline import prove  # with it comes an HTTP server
+
+    if not quiet:
+        say([paint().dim("offline proof: a daemon, a repository and a model server of our own ...")])
+        here.flush()
+    for name, state, message, hint in prove(here.env):
+        yield Check(name=name, state=state, message=message, hint=hint)

@@ -1,0 +1,157 @@
+"""Lists: history, queue, rescued work, repositories, agents, templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from coreagent.cli.views.text import (
+    Paint,
+    ago,
+    clock,
+    diffstat,
+    duration,
+    money,
+    one_line,
+    safe_lines,
+    table,
+    tokens,
+    wrap,
+)
+from coreagent.models.dispatch import Fate
+from coreagent.models.report import (
+    AgentRow,
+    HistoryRow,
+    QueueReport,
+    RepoRow,
+    RescueRow,
+    TemplateRow,
+    TemplateShow,
+    TrustReply,
+    WorkspaceRow,
+)
+
+
+def history_lines(rows: Sequence[HistoryRow], width: int, paint: Paint, now: datetime) -> list[str]:
+    """The last dispatches, newest first, one line each."""
+    if not rows:
+        return ["nothing was dispatched yet"]
+    cells = []
+    for row in rows:
+        state = str(row.fate) if row.fate is not Fate.OPEN else str(row.state)
+        if row.fate is Fate.OPEN and row.reason and str(row.reason) != str(row.state):
+            state += f": {row.reason}"
+        took = (row.ended_at - row.started_at).total_seconds() if row.started_at and row.ended_at else None
+        full = [f"{ago(row.created_at, now)} ago", one_line(row.workspace), state, one_line(row.agent), duration(took)]
+        full += [tokens(row.tokens), money(row.cost), diffstat(row.files, row.insertions, row.deletions) or "-"]
+        cells.append([*full, one_line(row.task)] if width >= 100 else [*full[:3], one_line(row.task)])
+    if width >= 100:
+        header = ["WHEN", "WORKSPACE", "STATE", "AGENT", "TOOK", "TOKENS", "COST", "CHANGES", "TASK"]
+    else:
+        header = ["WHEN", "WORKSPACE", "STATE", "TASK"]
+    return table(header, cells, width, paint, flex=-1, right="WHEN TOOK TOKENS COST")
+
+
+def queue_lines(report: QueueReport, width: int, paint: Paint, now: datetime) -> list[str]:
+    lines = []
+    if report.frozen:
+        lines.append(paint.yellow("the queue is frozen: `core-agent queue start` lets it go on"))
+    elif report.frozen_pools:
+        lines.append(paint.yellow(f"frozen pools: {one_line(', '.join(report.frozen_pools))}"))
+    if not report.rows:
+        return [*lines, "nothing is queued"]
+    cells = [
+        [
+            str(row.position),
+            one_line(row.workspace),
+            one_line(row.agent),
+            str(row.priority),
+            one_line(row.waiting_for) + (f" until {clock(row.waiting_until, now)}" if row.waiting_until else ""),
+            f"{ago(row.queued_at, now)} ago",
+        ]
+        for row in report.rows
+    ]
+    header = ["#", "WORKSPACE", "AGENT", "PRIO", "WAITS FOR", "QUEUED"]
+    return lines + table(header, cells, width, paint, flex=1, right="# PRIO QUEUED")
+
+
+def rescue_lines(rows: Sequence[RescueRow], width: int, paint: Paint, now: datetime) -> list[str]:
+    if not rows:
+        return ["nothing had to be rescued"]
+    cells = [
+        [one_line(r.workspace), str(r.n), one_line(r.reason), str(r.files), r.sha[:10], f"{ago(r.at, now)} ago"]
+        for r in rows
+    ]
+    header = ["WORKSPACE", "N", "WHY", "FILES", "COMMIT", "WHEN"]
+    lines = table(header, cells, width, paint, flex=0, right="N FILES WHEN")
+    return [*lines, "", paint.dim("bring one back: core-agent rescue apply WORKSPACE [N]")]
+
+
+def repo_lines(rows: Sequence[RepoRow], width: int, paint: Paint) -> list[str]:
+    if not rows:
+        return ["no repository is registered; `core-agent repo add` registers the one you are in"]
+    cells = []
+    for row in rows:
+        trust = "changed since" if row.trust_stale else ("yes" if row.trusted else "no")
+        name = f"{one_line(row.org)}/{one_line(row.name)}"
+        cells.append(
+            [name, trust, "yes" if row.bypass_consent else "no", one_line(row.default_branch), one_line(row.path)]
+        )
+    return table(["REPOSITORY", "TRUSTED", "BYPASS", "BRANCH", "PATH"], cells, width, paint, flex=-1)
+
+
+def trust_lines(reply: TrustReply, width: int, paint: Paint) -> list[str]:
+    """What a repository would have the daemon run, in full: consent to what was not shown is none."""
+    name = f"{one_line(reply.repo.org)}/{one_line(reply.repo.name)}"
+    if not reply.settings:
+        lines = [f"{paint.bold(name)} brings no settings of its own that run commands"]
+    else:
+        lines = [f"{paint.bold(name)} would have core-agent run what stands in these files:"]
+        for file, text in reply.settings.items():
+            lines += ["", paint.bold(one_line(file)), *(f"  {line}" for line in safe_lines(text))]
+        lines.append("")
+    if reply.applied:
+        lines.append(paint.green(f"✓ trusted as it is now ({reply.hash[:12]}); a change asks again"))
+        if reply.repo.bypass_consent:
+            lines += [
+                paint.yellow(line) for line in wrap("agents may run here without asking and without a sandbox", width)
+            ]
+    return lines
+
+
+def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint) -> list[str]:
+    cells = []
+    for row in rows:
+        state = "ok" if row.found and not row.problem else one_line(row.problem) or "not found"
+        login = {"yes": "logged in", "no": "not logged in", "unknown": "?", "not_needed": "-"}[row.login]
+        slots = f"{row.running}/{row.limit or '∞'}"
+        runner = one_line(row.runner) if row.kind == "identity" else "-"
+        cells.append([one_line(row.name), runner, one_line(row.version) or "-", login, slots, state])
+    lines = table(["AGENT", "RUNS AS", "VERSION", "LOGIN", "SLOTS", "STATE"], cells, width, paint, flex=-1)
+    for row in rows:
+        if row.found and row.login == "no" and row.login_how:
+            lines.append(paint.yellow(f"  {one_line(row.name)}: {one_line(row.login_how)}"))
+    return lines
+
+
+def template_lines(rows: Sequence[TemplateRow], width: int, paint: Paint) -> list[str]:
+    cells = [[one_line(r.name), r.kind, one_line(r.summary), one_line(r.source)] for r in rows]
+    return table(["NAME", "KIND", "WHAT FOR", "FROM"], cells, width, paint, flex=2)
+
+
+def template_text(show: TemplateShow, paint: Paint) -> list[str]:
+    lines = [f"{paint.bold(one_line(show.name))}  {show.kind} from {one_line(show.source)}"]
+    if show.variables:
+        lines.append(paint.dim("variables (--var NAME=VALUE): " + one_line(", ".join(show.variables))))
+    return [*lines, "", *safe_lines(show.text)]
+
+
+def workspace_rows(rows: Sequence[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[str]:
+    if not rows:
+        return ["there is no workspace"]
+    cells = []
+    for row in rows:
+        state = str(row.fate) if row.fate is not Fate.OPEN else str(row.state)
+        change = diffstat(row.files, row.insertions, row.deletions) or "-"
+        cells.append([one_line(row.workspace), state, one_line(row.agent), change, f"{ago(row.changed_at, now)} ago"])
+    return table(["WORKSPACE", "STATE", "AGENT", "CHANGES", "CHANGED"], cells, width, paint, flex=0, right="CHANGED")

@@ -1,0 +1,228 @@
+"""`status` for people: what needs me (oldest first, on top), what runs, what waits and why, what is settled.
+
+Wide screens get one line per workspace, narrow ones two. Everything an agent wrote is made safe before it is set.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from coreagent.cli.views.text import (
+    Paint,
+    clock,
+    diffstat,
+    duration,
+    fit,
+    fit_middle,
+    money,
+    one_line,
+    pad,
+    plural,
+    tokens,
+    width_of,
+)
+from coreagent.models.dispatch import ACTIVE, Fate, Stage, State
+from coreagent.models.report import PoolRow, StatusReport, WorkspaceRow
+
+WIDE = 112
+_WAITING = {
+    "slot": "waits for a free slot",
+    "frozen": "the queue is frozen",
+    "rate_limit": "rate limit",
+    "restart": "waits for the daemon's restart",
+    "workspace": "another turn holds the workspace",
+    "start": "waits for `queue start`",
+}
+
+
+def mark(row: WorkspaceRow, paint: Paint) -> str:
+    """One sign per state, so that a list can be read from the side."""
+    match row.state:
+        case State.RUNNING:
+            return paint.cyan("●")
+        case State.PREPARING:
+            return paint.cyan("◌")
+        case State.QUEUED:
+            return paint.dim("·")
+        case State.BLOCKED:
+            return paint.yellow("?")
+        case State.PAUSED:
+            return paint.yellow("=")
+        case State.FAILED:
+            return paint.red("✗")
+        case State.COMPLETED:
+            return paint.green("✓")
+        case State.CANCELLED:
+            return paint.dim("-")
+
+
+def _tint(row: WorkspaceRow, text: str, paint: Paint) -> str:
+    match row.state:
+        case State.FAILED:
+            return paint.red(text)
+        case State.BLOCKED | State.PAUSED:
+            return paint.yellow(text)
+        case State.COMPLETED:
+            return paint.green(text)
+        case State.RUNNING | State.PREPARING:
+            return paint.cyan(text)
+        case _:
+            return paint.dim(text)
+
+
+def state_words(row: WorkspaceRow) -> str:
+    """State and, in the same breath, the reason: `failed: auth`, `completed`, `accepted`."""
+    if row.fate is not Fate.OPEN:
+        return str(row.fate)
+    if row.reason is None or str(row.reason) == str(row.state):
+        return str(row.state)
+    return f"{row.state}: {row.reason}"
+
+
+def what_now(row: WorkspaceRow, now: datetime) -> str:
+    """The one thing a person wants to know of this workspace now."""
+    said = one_line(row.detail)
+    match row.state:
+        case State.BLOCKED:
+            return "asks: " + (one_line(row.question) or said or "see BLOCKED.md")
+        case State.QUEUED:
+            waits = _WAITING.get(row.waiting_for, one_line(row.waiting_for) or "waits for its turn")
+            if row.waiting_until is not None:
+                waits += f", until {clock(row.waiting_until, now)}"
+            return waits
+        case State.PREPARING:
+            return said or "making the workspace"
+        case State.RUNNING:
+            return one_line(row.last_tool) or one_line(row.last_text) or said or one_line(row.task)
+        case State.COMPLETED:
+            return _completed(row, said)
+        case _:
+            return said or one_line(row.last_text) or one_line(row.task)
+
+
+def _completed(row: WorkspaceRow, said: str) -> str:
+    if row.fate is not Fate.OPEN:
+        return said or one_line(row.task)
+    if row.stage is Stage.HARVEST_REJECTED:
+        return f"harvest rejected ({one_line(row.harvest_reason) or 'see why'}); the work is kept"
+    if row.denied_tools:
+        return f"done, but was refused: {one_line(', '.join(row.denied_tools))}"
+    if row.needs_me:
+        return f"ready to accept: {one_line(row.branch)}"
+    return said or one_line(row.last_text) or one_line(row.task)
+
+
+def _facts(row: WorkspaceRow) -> list[str]:
+    """Agent, time, tokens, cost, diffstat: only those that say something."""
+    agent = one_line(row.agent) + (" !bypass" if row.bypass else "")
+    facts = [agent, duration(row.elapsed_s) if row.elapsed_s is not None else "", tokens(row.tokens), money(row.cost)]
+    facts.append(diffstat(row.files, row.insertions, row.deletions))
+    return [fact for fact in facts if fact and fact != "-"]
+
+
+def sections(report: StatusReport) -> list[tuple[str, list[WorkspaceRow]]]:
+    """Split the rows: needs me (oldest first), running, queued, settled; the order inside is the report's."""
+    needs = sorted((row for row in report.workspaces if row.needs_me), key=lambda row: row.changed_at)
+    rest = [row for row in report.workspaces if not row.needs_me]
+    return [
+        ("needs you", needs),
+        ("running", [row for row in rest if row.state in ACTIVE]),
+        ("queued", [row for row in rest if row.state is State.QUEUED]),
+        ("settled", [row for row in rest if row.state not in ACTIVE and row.state is not State.QUEUED]),
+    ]
+
+
+def headline(report: StatusReport, paint: Paint) -> str:
+    """`2 running, 1 queued, 1 blocked`: the counts that are not zero."""
+    counts = report.counts.model_dump()
+    told = [f"{paint.bold(str(value))} {name}" for name, value in counts.items() if value]
+    return ", ".join(told) if told else "nothing is running, queued or waiting for you"
+
+
+def status_lines(report: StatusReport, width: int, paint: Paint, now: datetime) -> list[str]:
+    """The whole screen of `status`, line by line, none wider than `width`."""
+    lines = [paint.yellow(fit(f"! {one_line(warning)}", width)) for warning in report.warnings]
+    lines.append(headline(report, paint))
+    for title, rows in sections(report):
+        if rows:
+            lines += ["", paint.bold(title.upper())]
+            lines += _wide(rows, width, paint, now) if width >= WIDE else _narrow(rows, width, paint, now)
+    pools = [line for pool in report.pools if (line := pool_line(pool, now))]
+    if pools:
+        lines += ["", *(paint.dim(fit(line, width)) for line in pools)]
+    return lines
+
+
+def _wide(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[str]:
+    cells = [
+        (
+            fit_middle(one_line(row.workspace), 36),
+            state_words(row),
+            what_now(row, now),
+            fit(one_line(row.agent), 18) + (" !bypass" if row.bypass else ""),
+            duration(row.elapsed_s),
+            tokens(row.tokens),
+            money(row.cost),
+            diffstat(row.files, row.insertions, row.deletions) or "-",
+        )
+        for row in rows
+    ]
+    widths = [max(width_of(cell[i]) for cell in cells) for i in range(8)]
+    widths[2] = min(widths[2], max(16, width - 2 - 2 * 7 - (sum(widths) - widths[2])))
+    lines = []
+    for row, cell in zip(rows, cells, strict=True):
+        parts = [pad(fit(text, widths[i]), widths[i], right=4 <= i <= 6) for i, text in enumerate(cell)]
+        parts[1] = _tint(row, parts[1], paint)
+        parts[3:] = [paint.dim(part) for part in parts[3:-1]] + [paint.dim(parts[-1].rstrip())]
+        lines.append(f"{mark(row, paint)} " + "  ".join(parts).rstrip())
+    return lines
+
+
+def _narrow(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[str]:
+    lines = []
+    for row in rows:
+        words = fit(state_words(row), max(10, width // 2))
+        name = fit_middle(one_line(row.workspace), max(8, width - 4 - width_of(words)))
+        facts = ""
+        room = width - 4 - width_of(words) - width_of(name) - 2
+        for fact in _facts(row):
+            if width_of(facts) + width_of(fact) + 2 > room:
+                break
+            facts += ("  " if facts else "") + fact
+        head = f"{mark(row, paint)} {paint.bold(name)}  {_tint(row, words, paint)}"
+        lines.append(f"{head}  {paint.dim(facts)}" if facts else head)
+        lines.append("    " + fit(what_now(row, now), width - 4))
+    return lines
+
+
+def pool_line(pool: PoolRow, now: datetime) -> str:
+    """One line of a pool that holds something back; "" of one that flows."""
+    if not (pool.frozen or pool.parked_until or pool.queued):
+        return ""
+    limit = f"{pool.running}/{pool.limit}" if pool.limit else str(pool.running)
+    line = f"pool {one_line(pool.pool)}: {limit} running, {pool.queued} queued"
+    if pool.frozen:
+        line += ", frozen (`core-agent queue start` lets it go on)"
+    if pool.parked_until is not None:
+        line += f", parked by a rate limit until {clock(pool.parked_until, now)}"
+    return line
+
+
+def hint_lines(report: StatusReport, paint: Paint) -> list[str]:
+    """What to type next, for the oldest thing that needs a person."""
+    needs = sections(report)[0][1]
+    if not needs:
+        return []
+    first = needs[0]
+    name = one_line(first.workspace)
+    match first.state:
+        case State.BLOCKED:
+            hint = f'core-agent resume {name} --answer "..."'
+        case State.COMPLETED:
+            hint = f"core-agent diff {name}    core-agent accept {name}"
+        case State.PAUSED:
+            hint = f"core-agent resume {name}"
+        case _:
+            hint = f"core-agent why {name}"
+    more = f"   ({plural(len(needs) - 1, 'more')})" if len(needs) > 1 else ""
+    return ["", paint.dim(f"next: {hint}{more}")]
