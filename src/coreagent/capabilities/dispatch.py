@@ -79,7 +79,7 @@ async def dispatch(
         return await _dry_run(core, made, base)
     again = intake.existing_for_issue(core.engine, made)
     if again is not None:
-        return await resume(core, caller, workspace=again.id, prompt=task)
+        return await _resume(core, caller, again.id, prompt=task)
     return reply(core, await intake.queue(core.engine, caller, made, base))
 
 
@@ -120,8 +120,14 @@ async def resume(
 
     The agent's own session is resumed where its CLI can; `fresh` starts a new session in the same workspace.
     """
-    engine = core.engine
     core.refresh_settings()
+    return await _resume(core, caller, workspace, answer, prompt, fresh)
+
+
+async def _resume(
+    core: Core, caller: Caller, workspace: str, answer: str = "", prompt: str = "", fresh: bool = False
+) -> DispatchReply:
+    engine = core.engine
     found = engine.find(workspace)
     if found.state is State.QUEUED and found.waiting_until is not None:
         return reply(core, await engine.update(found, waiting_until=None, waiting_for=""), resumed=True)

@@ -14,6 +14,8 @@ from coreagent.models.dispatch import Dispatch, Fate, State
 from coreagent.models.report import HistoryRow, StatusReport, WatchReply, WhyReport
 
 WATCH_MAX_S = 600.0
+HISTORY_SEARCHED = 1000
+"""How far back a name of a workspace that is gone is looked for."""
 
 
 @capability("status", tool="agentic_status", cli="status", roles=EVERYONE, read_only=True)
@@ -48,10 +50,12 @@ async def find_any(core: Core, workspace: str) -> Dispatch:
     except CoreAgentError as error:
         if error.slug != "workspace_not_found":
             raise
-        gone = await core.store.find_dispatch(workspace.strip().strip("/"))
-        if gone is None:
-            raise
-        return gone
+        wanted = workspace.strip().strip("/")
+        past = await core.store.history(HISTORY_SEARCHED)
+        for gone in past:
+            if wanted in (gone.id, gone.workspace, f"{gone.repo}/{gone.name}", gone.name):
+                return gone
+        raise
 
 
 def _headline(engine: Engine, d: Dispatch) -> str:

@@ -22,6 +22,7 @@ from coreagent.git import drop as git_drop
 from coreagent.git import harvest as git_harvest
 from coreagent.git import rescue as git_rescue
 from coreagent.git import snapshot as git_snapshot
+from coreagent.git.check import Limits
 from coreagent.models.dispatch import Dispatch, Harvest
 from coreagent.models.report import RescueRow
 from coreagent.store.change import SaveRescue
@@ -68,7 +69,7 @@ async def take_snapshot(core: Core, dispatch: Dispatch) -> git_snapshot.Snapshot
         Path(paths.index_copy(core.home, dispatch.id)),
         AUTHOR,
         f"Work of {dispatch.agent} on {dispatch.name}",
-        git_snapshot.Limits(
+        Limits(
             max_files=limits.max_files,
             max_file_bytes=limits.max_file_bytes,
             max_total_bytes=limits.max_total_bytes,

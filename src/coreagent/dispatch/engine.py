@@ -292,6 +292,7 @@ class Engine:
     async def stop(self, mode: str) -> None:
         """`leave`: agents go on. `drain`: wait for running ones. `now`: stop them, keeping their work."""
         self.stopping = True
+        self.draining = mode == "drain"
         self.poke()
         for task in (self._loop_task, self._clean_task):
             if task is not None:

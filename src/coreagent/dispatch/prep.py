@@ -38,7 +38,9 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     place = layout(core.home, core.settings, dispatch)
     if await asyncio.to_thread(place.prepared.exists):
         return dispatch
-    base = engine.bases.pop(dispatch.id, None) or await asyncio.to_thread(rebuild_base, dispatch)
+    base = engine.bases.pop(dispatch.id, None)
+    if base is None:
+        base = await asyncio.to_thread(rebuild_base, dispatch)
     made = await asyncio.to_thread(_check_out, engine, dispatch, place, base)
     core.crash_point("checked-out")
     text = await render_prompt(engine, dispatch)

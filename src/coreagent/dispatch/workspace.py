@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coreagent import config
 from coreagent.config import Settings
-from coreagent.git.checkout import Author
+from coreagent.git.author import Author
 from coreagent.models.dispatch import Dispatch
 
 # What the daemon and the agents' CLIs put into the checkout; never part of a commit.
