@@ -112,6 +112,8 @@ class Line:
         while True:
             data = self._read() if self.pumping else self.sock.recv(262144)
             if not data:
+                if self.interrupts:
+                    return INTERRUPTED  # a frame that waited for our reader was cut short, as we asked
                 raise ConnectionResetError
             for kind, payload in decoder.feed(data):
                 if kind == wire.OUT:

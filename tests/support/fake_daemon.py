@@ -62,51 +62,50 @@ async def open_fake(home: str, env: dict[str, str]) -> FakeCore:
     return FakeCore(home)
 
 
-@capability("daemon.stop")
-async def stop(core: Any, mode: str = "leave") -> StopReply:
-    """Stop."""
-    core.stop_mode = mode
-    core.stop_requested.set()
-    return StopReply(mode=mode, running=0)  # type: ignore[arg-type]
+def register() -> None:
+    """Only in the daemon's own process: the registry of the tests' processes holds the product's capabilities."""
 
+    @capability("daemon.stop")
+    async def stop(core: Any, mode: str = "leave") -> StopReply:
+        """Stop."""
+        core.stop_mode = mode
+        core.stop_requested.set()
+        return StopReply(mode=mode, running=0)  # type: ignore[arg-type]
 
-@capability("daemon.status", roles=EVERYONE)
-async def daemon_status(core: Any) -> DaemonStatus:
-    """Tell."""
-    return DaemonStatus(
-        pid=os.getpid(),
-        version=paths.VERSION,
-        home=core.home,
-        socket=paths.daemon_socket(core.home),
-        uptime_s=0,
-        rss_bytes=0,
-    )
+    @capability("daemon.status", roles=EVERYONE)
+    async def daemon_status(core: Any) -> DaemonStatus:
+        """Tell."""
+        return DaemonStatus(
+            pid=os.getpid(),
+            version=paths.VERSION,
+            home=core.home,
+            socket=paths.daemon_socket(core.home),
+            uptime_s=0,
+            rss_bytes=0,
+        )
 
+    @capability("echo", roles=EVERYONE)
+    async def echo(core: Any, caller: Caller, text: str, times: int = 1) -> dict[str, str]:
+        """Say it back."""
+        if text == "refuse":
+            raise CoreAgentError("illegal_move", "no", hint="another way", cause="because")
+        if text == "break":
+            raise RuntimeError("broken")
+        return {"text": text * times, "role": caller.role, "pid": str(caller.pid)}
 
-@capability("echo", roles=EVERYONE)
-async def echo(core: Any, caller: Caller, text: str, times: int = 1) -> dict[str, str]:
-    """Say it back."""
-    if text == "refuse":
-        raise CoreAgentError("illegal_move", "no", hint="another way", cause="because")
-    if text == "break":
-        raise RuntimeError("broken")
-    return {"text": text * times, "role": caller.role, "pid": str(caller.pid)}
+    @capability("hang")
+    async def hang(core: Any) -> None:
+        """Never end, and say when it was cancelled."""
+        core.seen.append("hangs")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            core.seen.append("cancelled")
 
-
-@capability("hang")
-async def hang(core: Any) -> None:
-    """Never end, and say when it was cancelled."""
-    core.seen.append("hangs")
-    try:
-        await asyncio.Event().wait()
-    finally:
-        core.seen.append("cancelled")
-
-
-@capability("seen")
-async def seen(core: Any) -> list[str]:
-    """What happened so far."""
-    return list(core.seen)
+    @capability("seen")
+    async def seen(core: Any) -> list[str]:
+        """What happened so far."""
+        return list(core.seen)
 
 
 @app.command()
@@ -205,6 +204,7 @@ def command(home: str, python: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
+    register()
     if "--run" in sys.argv:  # the same app in a process of its own
         cli_run.load(app)
         cli_run.importlib.import_module = lambda name: sys.modules["__main__"]  # type: ignore[attr-defined]

@@ -189,7 +189,8 @@ class Outside(Session):
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         reply = ask(self.home, name, arguments, self.caller)
-        load_capabilities()
+        if name not in REGISTRY:
+            load_capabilities()
         return REGISTRY[name].result.validate_python(reply)
 
 
