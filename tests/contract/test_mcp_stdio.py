@@ -70,7 +70,7 @@ def test_errors_and_queue_controls_come_through(home: Home) -> None:
             wrong = await client.call_tool("agentic_dispatch", {"task": "x", "repo": str(home.dir / "nowhere")})
             assert wrong.is_error
             assert wrong.structured_content is not None
-            assert wrong.structured_content["error"]["hint"]
+            assert wrong.structured_content["error"]["slug"] == "not_a_repository"
             unknown = await client.call_tool("agentic_status", {"surprise": 1})
             assert unknown.is_error
             assert (await ask(client, "agentic_dispatch_shutdown"))["frozen"] is True
