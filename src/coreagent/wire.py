@@ -273,7 +273,7 @@ def runs_here(argv: "list[str]") -> bool:
             return True
     for word in argv:
         if not word.startswith("-"):
-            return word in OWN_PROCESS
+            return word.partition("/")[0] in OWN_PROCESS  # `daemon/stop` is `daemon stop`
     return True
 
 

@@ -81,6 +81,8 @@ def test_newer(one: str, other: str, is_newer: bool) -> None:
         (["--json", "status"], False),
         (["version"], True),
         (["daemon", "stop"], True),
+        (["daemon/stop"], True),
+        (["repo/list"], False),
         (["attach", "x"], True),
         (["dispatch", "daemon"], False),
     ],
