@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -32,13 +33,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Give tasks to coding agents, each in a workspace of its own, and land what you like.
 
     One daemon runs the queue, survives being killed, and never loses a line of an agent's work.""",
 )
 
-for verb in (
+_DAY: tuple[Callable[..., None], ...] = (
     job.dispatch,
     look.status,
     look.why,
@@ -49,11 +49,22 @@ for verb in (
     job.pause,
     job.cancel,
     place.attach,
-):
-    app.command()(verb)
-app.command("open")(place.open_workspace)
-for verb in (job.accept, job.reject, look.history, noun.agents):
-    app.command()(verb)
+    place.open_workspace,
+    job.accept,
+    job.reject,
+    look.history,
+    noun.agents,
+)
+_HOUSE: tuple[Callable[..., None], ...] = (
+    place.init,
+    demo.demo,
+    doctor.doctor,
+    place.mcp,
+    place.completion,
+    place.version,
+)
+for verb in _DAY:
+    app.command("open" if verb is place.open_workspace else None)(verb)
 for name, group in (
     ("rescue", noun.rescue),
     ("queue", noun.queue),
@@ -63,5 +74,5 @@ for name, group in (
     ("daemon", service.daemon),
 ):
     app.add_typer(group, name=name)
-for verb in (place.init, demo.demo, doctor.doctor, place.mcp, place.completion, place.version):
+for verb in _HOUSE:
     app.command()(verb)

@@ -25,7 +25,7 @@ from coreagent.cli.commands.option import Json, Yes, ask, paint, say, to_json
 from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer as views
-from coreagent.cli.views.text import one_line, safe_lines, wrap
+from coreagent.cli.views.text import fit, one_line, safe_lines, wrap
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import State
 from coreagent.models.report import AcceptReply, DiffReply, DispatchReply
@@ -184,7 +184,7 @@ class _Demo:
         )
         brush = paint()
         colour = brush.green if done.returncode == 0 else brush.red
-        self._say(colour(f"    {line}") for line in safe_lines(done.stderr) if _telling(line))
+        self._say(colour(fit(f"    {line}", terminal().width)) for line in safe_lines(done.stderr) if _telling(line))
         return done.returncode == 0
 
     def _test_branch(self, repo: Path, branch: str) -> bool:

@@ -218,7 +218,8 @@ def _daemon() -> Iterator[Check]:
 
 def _store_on_disk(home: str) -> Check:
     """Read the whole store once, as the next daemon would, without changing a byte of it."""
-    from coreagent.store.opening import connect, migrations, read_mark, verify
+    from coreagent.store.opening import connect, read_mark, verify
+    from coreagent.store.schema import migrations
 
     path = paths.database(home)
     if not Path(path).exists():

@@ -18,8 +18,9 @@ from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer, event
 from coreagent.cli.views.live import Live
 from coreagent.cli.views.status import mark, state_words, what_now
-from coreagent.cli.views.text import diffstat, duration, fit, money, one_line, tokens
+from coreagent.cli.views.text import diffstat, duration, fit, money, next_lines, one_line, tokens
 from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError
+from coreagent.models.agent import EventKind
 from coreagent.models.dispatch import ACTIVE, State
 from coreagent.models.report import LogReply, WorkspaceRow
 
@@ -93,6 +94,7 @@ class _Follower:
         self._attempt = 0
         self._runs = 0
         self._phase = ""
+        self._tool = ""
 
     def show(self, row: WorkspaceRow) -> None:
         lines = self._news(row)
@@ -101,11 +103,11 @@ class _Follower:
                 self._live.above(lines)
             self._live.draw(self._standing(row))
         else:
-            phase = f"{state_words(row)}  {what_now(row, now())}" if row.state not in ACTIVE else str(row.state)
-            if phase != self._phase:
+            say(lines)
+            phase = str(row.state) if row.state in ACTIVE else f"{state_words(row)}  {what_now(row, now())}"
+            if phase != self._phase and not at_rest(row):
                 say([f"{one_line(row.workspace)}  {phase}"])
                 self._phase = phase
-            say(lines)
             self._terminal.out.flush()
 
     def _news(self, row: WorkspaceRow) -> list[str]:
@@ -117,6 +119,9 @@ class _Follower:
         reply: LogReply = session().call("logs", workspace=row.workspace, after=self._after)
         self._after = reply.next or self._after
         lines, self._attempt = event.log_lines(reply, self._terminal.width, paint(), self._attempt)
+        tools = [entry.event for entry in reply.entries if entry.event.kind is EventKind.TOOL_USE]
+        if tools:
+            self._tool = one_line(f"{tools[-1].tool} {tools[-1].text}")
         return lines
 
     def _standing(self, row: WorkspaceRow) -> list[str]:
@@ -130,11 +135,13 @@ class _Follower:
         return [
             brush.dim("─" * min(width, 60)),
             f"{mark(row, brush)} {name}  {state_words(row)}  {brush.dim('  '.join(facts))}",
-            "  " + fit(what_now(row, now()), width - 2),
+            "  " + fit((row.state is State.RUNNING and self._tool) or what_now(row, now()), width - 2),
         ]
 
     def end(self, row: WorkspaceRow) -> None:
         self.close()
+        # What was said last may be told after the dispatch came to rest: its files move while we look.
+        say(self._news(row))
         brush = paint()
         facts = [duration(row.elapsed_s), f"{tokens(row.tokens)} tokens" if row.tokens else "", money(row.cost)]
         facts.append(diffstat(row.files, row.insertions, row.deletions))
@@ -146,11 +153,14 @@ class _Follower:
         name = one_line(row.workspace)
         match row.state:
             case State.COMPLETED if row.needs_me:
-                say([brush.dim(f"  next: core-agent diff {name}    core-agent accept {name}")])
+                self._next(f"core-agent diff {name}", f"core-agent accept {name}")
             case State.BLOCKED:
-                say([brush.dim(f'  next: core-agent resume {name} --answer "..."')])
+                self._next(f'core-agent resume {name} --answer "..."')
             case State.FAILED | State.PAUSED:
-                say([brush.dim(f"  next: core-agent why {name}    core-agent resume {name}")])
+                self._next(f"core-agent why {name}", f"core-agent resume {name}")
+
+    def _next(self, *commands: str) -> None:
+        say(paint().dim(line) for line in next_lines(commands, self._terminal.width))
 
     def close(self) -> None:
         self._live.clear()

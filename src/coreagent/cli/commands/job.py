@@ -31,12 +31,10 @@ from coreagent.cli.views.text import wrap
 from coreagent.errors import CoreAgentError
 from coreagent.models.report import DispatchReply
 
-Task = Annotated[
-    list[str] | None, typer.Argument(metavar="[TASK]...", help="What is to be done; `-` reads standard input.")
-]
+Task = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="What is to be done; `-` reads standard input.")]
 Wait = Annotated[bool, typer.Option("--wait", "-w", help="Follow it to its end; Ctrl-C leaves it running.")]
 WaitLimit = Annotated[
-    str, typer.Option("--wait-timeout", help="With --wait: give up watching after this long (exit 75).")
+    str, typer.Option("--wait-timeout", metavar="TIME", help="With --wait: give up watching after this long (exit 75).")
 ]
 
 
@@ -73,8 +71,12 @@ def dispatch(
     branch: Annotated[str | None, typer.Option("--branch", "-b", help="Start from this branch.")] = None,
     tag: Annotated[str | None, typer.Option("--tag", help="Start from this tag; nothing comes back from it.")] = None,
     priority: Annotated[int, typer.Option("--priority", "-p", help="Higher goes first.")] = 0,
-    timeout: Annotated[str, typer.Option("--timeout", help="Stop the agent after this long: 90s, 10m, 2h.")] = "",
-    idle_timeout: Annotated[str, typer.Option("--idle-timeout", help="Stop it after this long without a word.")] = "",
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="Stop the agent after this long: 90s, 2h.")
+    ] = "",
+    idle_timeout: Annotated[
+        str, typer.Option("--idle-timeout", metavar="TIME", help="Stop it after this long in silence.")
+    ] = "",
     expect: Annotated[
         Literal["changes", "none"], typer.Option("--expect", help="`none`: that nothing changes is fine.")
     ] = "changes",
@@ -175,9 +177,7 @@ def _answer_and_wait(reply: DispatchReply, follow: bool, limit: float | None, as
 
 def resume(
     workspace: Workspace,
-    more: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help='"also do ..."; `-` reads stdin.')
-    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help='"also do ..."; `-` reads stdin.')] = None,
     reply_text: Annotated[str, typer.Option("--answer", metavar="TEXT", help="Answer the agent's question.")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="A new session of the agent in the same workspace.")] = False,
     follow: Wait = False,

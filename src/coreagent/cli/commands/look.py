@@ -38,7 +38,7 @@ def status(
         _status_watch(workspace, show_all, as_json)
         return
     report: StatusReport = session().call("status", workspace=workspace, all=show_all)
-    answer(report, as_json, lambda t: _status_view(report, t) + hint_lines(report, paint()))
+    answer(report, as_json, lambda t: _status_view(report, t) + hint_lines(report, t.width, paint()))
 
 
 def _status_view(report: StatusReport, here: Terminal) -> list[str]:

@@ -32,7 +32,7 @@ repo = group("Repositories that core-agent knows, and which of their settings it
 rescue = group("Work that could not be brought to its branch.")
 template = group("How tasks are framed: templates and personas.")
 
-Pool = Annotated[str, typer.Argument(metavar="[POOL]", help="One pool; everything when left out.")]
+Pool = Annotated[str, typer.Argument(metavar="POOL", help="One pool; everything when left out.")]
 
 
 def _queue(report: QueueReport, as_json: bool) -> None:
@@ -95,7 +95,7 @@ def workspace_show(name: Workspace, as_json: Json = False) -> None:
 
 @workspace.command("prep")
 def workspace_prep(
-    task: Annotated[str, typer.Argument(metavar="[TASK]", help="What it will be for.")] = "",
+    task: Annotated[str, typer.Argument(metavar="TASK", help="What it will be for.")] = "",
     agent: Annotated[
         str, typer.Option("--agent", "-a", help="Who will work in it.", autocompletion=suggest.agents)
     ] = "",
@@ -129,7 +129,7 @@ def workspace_clean(
 
 @repo.command("add")
 def repo_add(
-    path: Annotated[str, typer.Argument(metavar="[PATH]", help="The repository. [default: here]")] = "",
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The repository. [default: here]")] = "",
     org: Annotated[str, typer.Option("--org", help="Its organisation.")] = "",
     name: Annotated[str, typer.Option("--name", help="Its name. [default: the directory's]")] = "",
     as_json: Json = False,
@@ -148,7 +148,7 @@ def repo_list(as_json: Json = False) -> None:
 
 @repo.command("trust")
 def repo_trust(
-    name: Annotated[str, typer.Argument(metavar="[REPO]", help="org/name or path. [default: here]")] = "",
+    name: Annotated[str, typer.Argument(metavar="REPO", help="org/name or path. [default: here]")] = "",
     bypass: Annotated[
         bool, typer.Option("--bypass", help="Also let agents run here without asking and without a sandbox.")
     ] = False,
@@ -184,7 +184,7 @@ def rescue_list(name: MaybeWorkspace = "", as_json: Json = False) -> None:
 @rescue.command("apply")
 def rescue_apply(
     name: Workspace,
-    n: Annotated[int, typer.Argument(metavar="[N]", help="Which one. [default: the last]")] = 0,
+    n: Annotated[int, typer.Argument(metavar="N", help="Which one. [default: the last]")] = 0,
     branch: Annotated[str, typer.Option("--branch", "-b", help="Bring it to this new branch.")] = "",
     as_json: Json = False,
 ) -> None:

@@ -34,7 +34,7 @@ Workspace = Annotated[
 MaybeWorkspace = Annotated[
     str,
     typer.Argument(
-        metavar="[WORKSPACE]",
+        metavar="WORKSPACE",
         help="org/repo/name, repo/name, a unique name, or an id.",
         autocompletion=suggest.workspaces,
     ),
@@ -52,7 +52,6 @@ def group(help_text: str) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 

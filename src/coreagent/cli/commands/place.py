@@ -194,7 +194,7 @@ def version(as_json: Json = False) -> None:
 def completion(
     shell: Annotated[
         Literal["", "bash", "zsh", "fish"],
-        typer.Argument(metavar="[SHELL]", help="bash, zsh or fish. [default: yours]"),
+        typer.Argument(metavar="SHELL", help="bash, zsh or fish. [default: yours]"),
     ] = "",
     install: Annotated[bool, typer.Option("--install", help="Put it where the shell finds it.")] = False,
     as_json: Json = False,

@@ -13,6 +13,7 @@ from coreagent.cli.views.text import (
     diffstat,
     duration,
     money,
+    next_lines,
     one_line,
     plural,
     safe_lines,
@@ -46,7 +47,7 @@ def dispatch_lines(reply: DispatchReply, width: int, paint: Paint, *, next_steps
         lines += [paint.yellow(line) for line in wrap(f"note: {one_line(note)}", width, "  ")]
     if next_steps:
         name = one_line(reply.workspace)
-        lines.append(paint.dim(f"  follow: core-agent logs -f {name}    all: core-agent status"))
+        lines += [paint.dim(line) for line in next_lines([f"core-agent logs -f {name}", "core-agent status"], width)]
     return lines
 
 

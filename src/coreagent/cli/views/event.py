@@ -52,14 +52,15 @@ def _said(text: str, width: int) -> list[str]:
 
 
 def _result(event: AgentEvent, width: int, paint: Paint) -> list[str]:
-    first = next((line for line in safe_lines(event.text) if line.strip()), "")
+    said = [line.strip() for line in safe_lines(event.text) if line.strip()]
+    first = said[0] if said else ""
     if event.denied:
         return [paint.yellow(fit(f"  ⎿ refused: {first}", width))]
     if event.is_error:
-        return [paint.red(fit(f"  ⎿ failed: {first}", width))]
-    more = max(0, len(event.text.splitlines()) - 1)
+        return [paint.red(fit(f"  ⎿ failed: {said[-1] if said else ''}", width))]
+    more = max(0, len(said) - 1)
     tail = f" (+{more} lines)" if more else ""
-    return [paint.dim(fit(f"  ⎿ {fit(first.strip(), width - 4 - width_of(tail))}{tail}", width))] if first else []
+    return [paint.dim(fit(f"  ⎿ {fit(first, width - 4 - width_of(tail))}{tail}", width))] if first else []
 
 
 def _ending(event: AgentEvent) -> str:

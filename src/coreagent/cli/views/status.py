@@ -15,9 +15,9 @@ from coreagent.cli.views.text import (
     fit,
     fit_middle,
     money,
+    next_lines,
     one_line,
     pad,
-    plural,
     tokens,
     width_of,
 )
@@ -208,7 +208,7 @@ def pool_line(pool: PoolRow, now: datetime) -> str:
     return line
 
 
-def hint_lines(report: StatusReport, paint: Paint) -> list[str]:
+def hint_lines(report: StatusReport, width: int, paint: Paint) -> list[str]:
     """What to type next, for the oldest thing that needs a person."""
     needs = sections(report)[0][1]
     if not needs:
@@ -217,12 +217,11 @@ def hint_lines(report: StatusReport, paint: Paint) -> list[str]:
     name = one_line(first.workspace)
     match first.state:
         case State.BLOCKED:
-            hint = f'core-agent resume {name} --answer "..."'
+            hints = [f'core-agent resume {name} --answer "..."']
         case State.COMPLETED:
-            hint = f"core-agent diff {name}    core-agent accept {name}"
+            hints = [f"core-agent diff {name}", f"core-agent accept {name}"]
         case State.PAUSED:
-            hint = f"core-agent resume {name}"
+            hints = [f"core-agent resume {name}"]
         case _:
-            hint = f"core-agent why {name}"
-    more = f"   ({plural(len(needs) - 1, 'more')})" if len(needs) > 1 else ""
-    return ["", paint.dim(f"next: {hint}{more}")]
+            hints = [f"core-agent why {name}"]
+    return ["", *(paint.dim(line[2:]) for line in next_lines(hints, width))]

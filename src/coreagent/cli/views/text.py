@@ -115,6 +115,14 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
     return [indent + line for line in lines]
 
 
+def next_lines(commands: Sequence[str], width: int) -> list[str]:
+    """What to type next: side by side where they fit, else one below the other."""
+    beside = "  next: " + "    ".join(commands)
+    if width_of(beside) <= width:
+        return [beside]
+    return [("  next: " if i == 0 else "        ") + command for i, command in enumerate(commands)]
+
+
 def table(
     header: Sequence[str], rows: Iterable[Sequence[str]], width: int, paint: Paint, *, flex: int = -1, right: str = ""
 ) -> list[str]:
