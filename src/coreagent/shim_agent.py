@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import sys
 
 from coreagent.procfs import MARKER
 
 TYPE_CHECKING = False  # `typing` would cost the shim more than all of its other imports
 if TYPE_CHECKING:
+    import signal
     from typing import Any, NoReturn
+else:
+    import _signal as signal  # without its enums: 3 ms
 
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 

@@ -8,10 +8,10 @@ and nothing else. It must not know how an attempt is run or ended; it asks its h
 from __future__ import annotations
 
 import _socket  # `socket` itself costs 3 ms and a megabyte
-import json
 import os
 import sys
 
+from coreagent.plainjson import dumps, loads
 from coreagent.procfs import is_below
 from coreagent.spool import remove
 
@@ -59,7 +59,7 @@ class Client:
         """Sizes last sent to a watcher; None for a client that does not watch."""
 
     def say(self, body: dict[str, Any]) -> bool:
-        self.outbox += json.dumps(body).encode() + b"\n"
+        self.outbox += dumps(body).encode() + b"\n"
         return self.flush() and len(self.outbox) <= REPLY_MAX
 
     def flush(self) -> bool:
@@ -145,7 +145,7 @@ class Control:
 
     def answer(self, client: Client, line: bytes) -> dict[str, Any]:
         try:
-            request = json.loads(line)
+            request = loads(line)
             op = request["op"]
             if op == "watch":
                 client.told = self.host.sizes()

@@ -6,9 +6,10 @@ attempts.py (it claims an attempt that nobody will run). It must not know what t
 
 from __future__ import annotations
 
-import json
 import os
 import time
+
+from coreagent.plainjson import dumps
 
 TYPE_CHECKING = False  # `typing` would cost the shim more than all of its other imports
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def claim(directory: str, body: dict[str, Any]) -> bool:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     fd = os.open(own, flags, 0o600)
     try:
-        os.write(fd, (json.dumps(body) + "\n").encode())
+        os.write(fd, (dumps(body) + "\n").encode())
         os.fsync(fd)
         try:
             os.link(own, path)  # exclusive like O_EXCL, but never seen half written
