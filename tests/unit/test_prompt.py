@@ -20,7 +20,7 @@ FULL = PromptFacts(
     repo="parser",
     branch="agent/mend",
     base_ref="main",
-    stack=Stack(("Python",), "", "python -m pytest"),
+    stack=Stack(("Python",), "", "python3 -m pytest"),
     persona="engineer",
     plan_template="bug-fix",
     issue=IssueFacts(7, "It fails on tabs", "See the log", comments=("me too",)),
@@ -159,9 +159,9 @@ def test_every_shipped_text_loads_fills_and_has_a_summary() -> None:
     ("files", "expected"),
     [
         ({}, Stack()),
-        ({"pyproject.toml": "[tool.pytest.ini_options]"}, Stack(("Python",), "", "python -m pytest")),
+        ({"pyproject.toml": "[tool.pytest.ini_options]"}, Stack(("Python",), "", "python3 -m pytest")),
         ({"pyproject.toml": "pytest", "uv.lock": ""}, Stack(("Python",), "", "uv run pytest")),
-        ({"calc.py": "", "test_calc.py": ""}, Stack(("Python",), "", "python -m unittest")),
+        ({"calc.py": "", "test_calc.py": ""}, Stack(("Python",), "", "python3 -m unittest")),
         (
             {"go.mod": "", "Makefile": "build:\n\ttrue\ntest: build\n\ttrue\n"},
             Stack(("Go",), "make build", "make test"),

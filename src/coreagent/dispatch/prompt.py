@@ -215,7 +215,7 @@ def _constraints(facts: PromptFacts) -> _Section:
         "Do not start, accept or stop agents with `core-agent`; that is the person's part, and it is refused to you.",
         "If you cannot go on without an answer, write the question into `BLOCKED.md` at the top of the repository and"
         " stop. That is always better than a guess. When you are started again, `ANSWER.md` holds the answer.",
-        "Your word is not taken for the result: it is told from the commits, the tests and how your run ends.",
+        "Your word is not taken for the result: it is told from the commits and from how your run ends.",
     ]
     if facts.immutable:
         rules.append("This checkout is of a tag: you may change files to find things out, but no change is kept.")

@@ -83,17 +83,17 @@ def _python(files: Files) -> Stack | None:
     if not files.keys() & {"pyproject.toml", "setup.py", "setup.cfg", "requirements.txt", "tox.ini", "pytest.ini"}:
         tests = [name for name in files if re.fullmatch(r"test_\w+\.py|\w+_test\.py", name)]
         return (
-            Stack(("Python",), test="python -m pytest" if "conftest.py" in files else "python -m unittest")
+            Stack(("Python",), test="python3 -m pytest" if "conftest.py" in files else "python3 -m unittest")
             if (tests)
             else None
         )
     words = files.get("pyproject.toml", "") + files.get("setup.cfg", "")
-    before = "uv run " if "uv.lock" in files else "poetry run " if "poetry.lock" in files else "python -m "
+    before = "uv run " if "uv.lock" in files else "poetry run " if "poetry.lock" in files else "python3 -m "
     if "pytest" in words or files.keys() & {"pytest.ini", "conftest.py"}:
         return Stack(("Python",), test=before + "pytest")
     if "tox.ini" in files:
         return Stack(("Python",), test="tox")
-    return Stack(("Python",), test="python -m unittest" if files.keys() & {"tests", "test"} else "")
+    return Stack(("Python",), test="python3 -m unittest" if files.keys() & {"tests", "test"} else "")
 
 
 def _javascript(files: Files) -> Stack | None:
