@@ -123,11 +123,9 @@ class Failure:
 def decode_request(body: Mapping[str, Any]) -> Request:
     """Read a Messages request; what is malformed is left out, never fatal."""
     turns = tuple(
-        Turn(str(item.get("role", "")), tuple(_blocks(item.get("content"))))
-        for item in body.get("messages") or ()
-        if isinstance(item, dict)
+        Turn(str(item.get("role", "")), tuple(_blocks(item.get("content")))) for item in _objects(body.get("messages"))
     )
-    tools = tuple(str(tool.get("name", "")) for tool in body.get("tools") or () if isinstance(tool, dict))
+    tools = tuple(str(tool.get("name", "")) for tool in _objects(body.get("tools")))
     return Request(
         model=str(body.get("model", "")),
         turns=turns,
@@ -151,13 +149,15 @@ def encode_request(request: Request, max_tokens: int) -> dict[str, Any]:
     return body
 
 
+def _objects(items: object) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
 def _blocks(content: object) -> Iterator[Block]:
     if isinstance(content, str):
         yield Text(content)
         return
-    for item in content if isinstance(content, list) else ():
-        if not isinstance(item, dict):
-            continue
+    for item in _objects(content):
         match item.get("type"):
             case "text":
                 yield Text(str(item.get("text", "")))
