@@ -5,6 +5,7 @@ word; the mark beside the file (the last transaction that a caller was told is s
 lock is a POSIX lock: any `open` and `close` of the file by this process would drop it, so only DuckDB ever opens it.
 """
 
+# ruff: noqa: S608 (table and column names come from schema.py, values are parameters)
 from __future__ import annotations
 
 import contextlib
@@ -23,7 +24,7 @@ from coreagent.paths import VERSION
 from coreagent.store.schema import Migration, known_fields, migrations, tables, view_statements
 
 # One thread each: the daemon is idle most of its life and its queries are small. Nothing is fetched from the network.
-SETTINGS = {
+SETTINGS: dict[str, str | int | float | list[str]] = {
     "threads": 1,
     "async_threads": 1,
     "memory_limit": "64MB",
@@ -93,7 +94,7 @@ def open_file(path: str, steps: tuple[Migration, ...] | None = None) -> Opened:
     steps = migrations() if steps is None else steps
     _check_place(path)
     if not Path(path).exists():
-        _create(path, steps)
+        create(path, steps)
     unclean = Path(path + ".wal").exists()
     if unclean:
         # Replaying for real may throw away the tail of a log that it cannot read, so look first.
@@ -252,13 +253,13 @@ def _check_place(path: str) -> None:
                 raise _damaged(path, f"the file is gone, but {trace} is still there")
 
 
-def _create(path: str, steps: tuple[Migration, ...]) -> None:
+def create(path: str, steps: tuple[Migration, ...] | None = None) -> None:
     """Make a new file under another name and link it into place: a kill leaves a whole file or none."""
     draft = f"{path}.new-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         connection = connect(draft)
         try:
-            _run_steps(connection, steps, 0)
+            _run_steps(connection, migrations() if steps is None else steps, 0)
             connection.execute("CHECKPOINT")
         finally:
             connection.close()
@@ -343,9 +344,9 @@ def copy_to(connection: duckdb.DuckDBPyConnection, target: str) -> None:
     finally:
         connection.execute("DETACH copy_target")
     Path(draft).chmod(0o600)
-    _sync(draft)
+    sync(draft)
     Path(draft).replace(target)
-    _sync(str(Path(target).parent))
+    sync(str(Path(target).parent))
 
 
 def read_mark(path: str) -> tuple[str, int] | None:
@@ -381,7 +382,7 @@ def _number(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
     return int(row[0]) if row and row[0] is not None else 0
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

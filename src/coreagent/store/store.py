@@ -12,11 +12,11 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -29,6 +29,8 @@ from coreagent.store.opening import Mark, Opened
 from coreagent.store.writer import Batch, Link, Writer
 
 COPY_EVERY_S = 900.0
+T = TypeVar("T")
+Read = Callable[[duckdb.DuckDBPyConnection], T]
 
 
 @dataclass
@@ -156,7 +158,7 @@ class Store:
             raise box[0].error
         return box[0].numbered
 
-    def _submit(self, changes: Sequence[Change], done: Any) -> None:
+    def _submit(self, changes: Sequence[Change], done: Callable[[Batch], None]) -> None:
         if self._closed:
             raise CoreAgentError("store_write_failed", "the store is closed")
         rows, events = writes(changes)
@@ -212,13 +214,13 @@ class Store:
             lambda cursor: reading.models(name, kind, cursor.execute(sql, params).fetchall())[0]
         )
 
-    async def _read_soon(self, read: Any) -> Any:
+    async def _read_soon(self, read: Read[T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read_here, read)
 
-    def _read(self, read: Any) -> Any:
+    def _read(self, read: Read[T]) -> T:
         return self._reader.submit(self._read_here, read).result()
 
-    def _read_here(self, read: Any) -> Any:
+    def _read_here(self, read: Read[T]) -> T:
         """On the reader thread: run `read` in a transaction that cannot write."""
         parent = self._link.connection
         if self._read_cursor is None or self._read_cursor[0] is not parent:

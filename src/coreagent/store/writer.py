@@ -4,6 +4,7 @@ Callers hand in batches and hear back after COMMIT, or get the error that is the
 of one batch, it is rolled back and every batch runs alone. The thread sleeps on a queue; an idle store costs nothing.
 """
 
+# ruff: noqa: S608 (table and column names come from schema.py, values are parameters)
 from __future__ import annotations
 
 import queue
