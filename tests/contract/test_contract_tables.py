@@ -10,11 +10,14 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 import coreagent.capabilities
 from coreagent.capability import REGISTRY
+from coreagent.cli.app import app
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -122,3 +125,22 @@ def test_everything_registered_has_a_help_text_and_plain_inputs() -> None:
         assert found.inputs.model_json_schema()["additionalProperties"] is False
         assert found.result.json_schema(mode="serialization")
         assert not (found.read_only and found.destructive), found.name
+
+
+def test_every_capability_has_its_command_and_every_group_its_help() -> None:
+    found: dict[str, Any] = {}
+
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        found[" ".join(path)] = command
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, (*path, name))
+
+    walk(typer.main.get_command(app), ())
+    assert not [capability.name for capability in REGISTRY.values() if capability.cli and capability.cli not in found]
+    assert not [path for path, command in found.items() if not command.help]
+    without = {
+        path
+        for path, command in found.items()
+        if not getattr(command, "commands", None) and not any("--json" in option.opts for option in command.params)
+    }
+    assert without == {"mcp", "daemon run"}, "docs/json.md says that every other command takes --json"
