@@ -361,12 +361,15 @@ def test_only_the_credential_is_copied_and_a_refreshed_one_stays(launch: Launch)
     made = plan(launch)
     lay_out(made)
     private = Path(launch.config_home)
-    assert [entry.name for entry in private.iterdir()] == [".credentials.json"]
+    assert sorted(entry.name for entry in private.iterdir()) == [".claude.json", ".credentials.json"]
+    assert json.loads((private / ".claude.json").read_text()) == {"hasCompletedOnboarding": True}
     copied = private / ".credentials.json"
     assert copied.stat().st_mode & 0o777 == 0o600
     assert private.stat().st_mode & 0o777 == 0o700
     copied.write_text("refreshed")
+    (private / ".claude.json").write_text("{}")
     lay_out(made)
+    assert (private / ".claude.json").read_text() == "{}"
     assert copied.read_text() == "refreshed"
     later = copied.stat().st_mtime + 10
     os.utime(user / ".credentials.json", (later, later))

@@ -114,6 +114,8 @@ class Plan:
     """(source, target): credentials that `lay_out` copies with mode 0600 when the source is the newer one."""
     files: tuple[tuple[str, bytes], ...] = ()
     """(target, content): files of ours that `lay_out` writes with mode 0600."""
+    seeds: tuple[tuple[str, bytes], ...] = ()
+    """The same, for files that belong to the CLI once they exist."""
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,9 @@ def lay_out(plan: Plan) -> None:
         _copy_newer(Path(source), Path(target))
     for target, content in plan.files:
         _write_private(Path(target), content)
+    for target, content in plan.seeds:
+        if not Path(target).exists():
+            _write_private(Path(target), content)
 
 
 def _copy_newer(source: Path, target: Path) -> None:

@@ -152,6 +152,7 @@ class Claude(Runner):
             directories=_directories(launch),
             copies=_copies(launch),
             files=tuple(files),
+            seeds=_seeds(launch),
         )
 
     def interactive(self, launch: Launch) -> Plan:
@@ -164,6 +165,7 @@ class Claude(Runner):
             session_id=launch.resume_session or launch.session_id,
             directories=_directories(launch),
             copies=_copies(launch),
+            seeds=_seeds(launch),
         )
 
     def parser(self, previous_usage: Usage | None = None, previous_cost: Cost | None = None) -> ClaudeParser:
@@ -275,6 +277,14 @@ def _directories(launch: Launch) -> tuple[str, ...]:
 def _copies(launch: Launch) -> tuple[tuple[str, str], ...]:
     source = credentials(launch.env) if launch.config_home else None
     return ((str(source), f"{launch.config_home}/{CREDENTIALS}"),) if source else ()
+
+
+def _seeds(launch: Launch) -> tuple[tuple[str, bytes], ...]:
+    # Without it `attach` begins with the first-run screens, which want api.anthropic.com whatever the base URL is.
+    # Whether the checkout is to be trusted stays a question to the person.
+    return (
+        ((f"{launch.config_home}/.claude.json", b'{"hasCompletedOnboarding": true}\n'),) if launch.config_home else ()
+    )
 
 
 def _environment(launch: Launch, *, bypass: bool) -> dict[str, str]:
