@@ -34,7 +34,7 @@ def prove(env: Mapping[str, str]) -> Iterator[Finding]:
     if found.problem:
         yield "offline", "warn", f"{found.message}; the built-in agent takes its place", found.hint
     # Short, because a socket lies in it; under /tmp even where TMPDIR is deep.
-    place = Path(tempfile.mkdtemp(prefix="ca-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
+    place = Path(tempfile.mkdtemp(prefix="core-agent-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
     try:
         with ModelServer([_conversation()]) as server:
             yield from _Proof(place, env, server.url, "scripted" if found.problem else "claude").run()

@@ -206,7 +206,8 @@ def cancel(workspace: Workspace, as_json: Json = False) -> None:
 
 def reject(workspace: Workspace, as_json: Json = False) -> None:
     """Say no to the result; the workspace may go, the work stays in the archive."""
-    _move("reject", workspace, as_json)
+    reply = session().call("reject", workspace=workspace)
+    answer(reply, as_json, lambda t: views.reject_lines(reply, t.width, paint()))
 
 
 def _move(verb: str, workspace: str, as_json: bool) -> None:

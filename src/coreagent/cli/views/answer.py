@@ -74,6 +74,12 @@ def move_lines(reply: MoveReply, width: int, paint: Paint) -> list[str]:
     return lines + (wrap(one_line(reply.note), width, "  ") if reply.note else [])
 
 
+def reject_lines(reply: MoveReply, width: int, paint: Paint) -> list[str]:
+    """A rejection, which is no state of its own: the state that it had stays in the history."""
+    lines = [f"{paint.bold(one_line(reply.workspace))}  rejected (it was {reply.state})"]
+    return lines + (wrap(one_line(reply.note), width, "  ") if reply.note else [])
+
+
 def accept_lines(reply: AcceptReply, width: int, paint: Paint) -> list[str]:
     change = diffstat(reply.files, reply.insertions, reply.deletions)
     lines = [

@@ -20,11 +20,14 @@ from coreagent.cli.views.text import (
     pad,
     tokens,
     width_of,
+    wrap,
 )
 from coreagent.models.dispatch import ACTIVE, Fate, Stage, State
 from coreagent.models.report import PoolRow, StatusReport, WorkspaceRow
 
-WIDE = 112
+WIDE = 100
+NOW_MIN = 30
+"""What a workspace does now, the column that a person reads, gets at least this much room, or lines of its own."""
 _WAITING = {
     "slot": "waits for a free slot",
     "frozen": "the queue is frozen",
@@ -93,7 +96,9 @@ def what_now(row: WorkspaceRow, now: datetime) -> str:
         case State.PREPARING:
             return said or "making the workspace"
         case State.RUNNING:
-            return one_line(row.last_tool) or one_line(row.last_text) or said or one_line(row.task)
+            doing, task = one_line(row.last_tool), one_line(row.last_text) or said or one_line(row.task)
+            # The bare name of a tool says little: beside it, what was said last or what all this is for.
+            return " - ".join(part for part in (doing, task if " " not in doing else "") if part)
         case State.COMPLETED:
             return _completed(row, said)
         case _:
@@ -132,31 +137,40 @@ def sections(report: StatusReport) -> list[tuple[str, list[WorkspaceRow]]]:
     ]
 
 
-def headline(report: StatusReport, paint: Paint) -> str:
+def headline(report: StatusReport, width: int, paint: Paint) -> list[str]:
     """`2 running, 1 queued, 1 blocked`: the counts that are not zero."""
-    counts = report.counts.model_dump()
-    told = [f"{paint.bold(str(value))} {name}" for name, value in counts.items() if value]
-    return ", ".join(told) if told else "nothing is running, queued or waiting for you"
+    counts = {name: value for name, value in report.counts.model_dump().items() if value}
+    if not counts:
+        return wrap("nothing is running, queued or waiting for you", width)
+    told = ", ".join(f"{paint.bold(str(value))} {name}" for name, value in counts.items())
+    if width_of(told) <= width:
+        return [told]
+    return wrap(", ".join(f"{value} {name}" for name, value in counts.items()), width)
 
 
 def status_lines(report: StatusReport, width: int, paint: Paint, now: datetime) -> list[str]:
     """The whole screen of `status`, line by line, none wider than `width`."""
     lines = [paint.yellow(fit(f"! {one_line(warning)}", width)) for warning in report.warnings]
-    lines.append(headline(report, paint))
-    for title, rows in sections(report):
+    lines += headline(report, width, paint)
+    told = sections(report)
+    shown = [row for _, rows in told for row in rows]
+    # One set of columns for all sections: the eye runs down them.
+    body = _wide(shown, width, paint, now) if width >= WIDE else _narrow(shown, width, paint, now)
+    for title, rows in told:
         if rows:
             lines += ["", paint.bold(title.upper())]
-            lines += _wide(rows, width, paint, now) if width >= WIDE else _narrow(rows, width, paint, now)
+            for _ in rows:
+                lines += body.pop(0)
     pools = [line for pool in report.pools if (line := pool_line(pool, now))]
     if pools:
         lines += ["", *(paint.dim(fit(line, width)) for line in pools)]
     return lines
 
 
-def _wide(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[str]:
+def _wide(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[list[str]]:
     cells = [
         (
-            fit_middle(one_line(row.workspace), 36),
+            fit_middle(one_line(row.workspace), 34),
             state_words(row),
             what_now(row, now),
             fit(one_line(row.agent), 18) + (" !bypass" if row.bypass else ""),
@@ -167,18 +181,21 @@ def _wide(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> 
         )
         for row in rows
     ]
-    widths = [max(width_of(cell[i]) for cell in cells) for i in range(8)]
-    widths[2] = min(widths[2], max(16, width - 2 - 2 * 7 - (sum(widths) - widths[2])))
+    widths = [max((width_of(cell[i]) for cell in cells), default=0) for i in range(8)]
+    room = width - 2 - 2 * 7 - (sum(widths) - widths[2])
+    if room < min(widths[2], NOW_MIN):
+        return _narrow(rows, width, paint, now)
+    widths[2] = min(widths[2], room)
     lines = []
     for row, cell in zip(rows, cells, strict=True):
         parts = [pad(fit(text, widths[i]), widths[i], right=4 <= i <= 6) for i, text in enumerate(cell)]
         parts[1] = _tint(row, parts[1], paint)
         parts[3:] = [paint.dim(part) for part in parts[3:-1]] + [paint.dim(parts[-1].rstrip())]
-        lines.append(f"{mark(row, paint)} " + "  ".join(parts).rstrip())
+        lines.append([f"{mark(row, paint)} " + "  ".join(parts).rstrip()])
     return lines
 
 
-def _narrow(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[str]:
+def _narrow(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[list[str]]:
     lines = []
     for row in rows:
         words = fit(state_words(row), max(10, width // 2))
@@ -190,8 +207,8 @@ def _narrow(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -
                 break
             facts += ("  " if facts else "") + fact
         head = f"{mark(row, paint)} {paint.bold(name)}  {_tint(row, words, paint)}"
-        lines.append(f"{head}  {paint.dim(facts)}" if facts else head)
-        lines.append("    " + fit(what_now(row, now), width - 4))
+        first = f"{head}  {paint.dim(facts)}" if facts else head
+        lines.append([first, "    " + fit(what_now(row, now), width - 4)])
     return lines
 
 
