@@ -14,7 +14,7 @@ from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
 from coreagent.models.agent import POISONED
-from coreagent.models.dispatch import Attempt, Dispatch, Fate, Options, State
+from coreagent.models.dispatch import Dispatch, Fate, Options, State
 from coreagent.models.report import DispatchReply
 from coreagent.runners.base import allow
 
@@ -201,10 +201,7 @@ def _next_turn(
 async def _dry_run(core: Core, made: Dispatch, base: Base) -> DispatchReply:
     """Render what would run; touches nothing."""
     prompt = await prep.render_prompt(core.engine, made)
-    runner = runners.load(made.runner)
-    attempt = Attempt(id="dry-run", dispatch_id=made.id, n=1, session_id="dry-run", claimed_at=core.now())
-    place = layout(core.home, core.settings, made)
-    plan = runner.plan(launch.make_launch(core, made, attempt, runner, place, prompt))
+    plan = launch.preview(core, made, prompt)
     shown = reply(core, made)
     return shown.model_copy(update={"dry_run": True, "prompt": prompt, "argv": plan.argv, "base_sha": base.sha})
 
@@ -215,7 +212,7 @@ def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
     if made.left_out:
         notes.append(
             f"{made.left_out} changed or untracked file{'s' if made.left_out > 1 else ''} of your work tree "
-            "are left out; --with-changes carries them"
+            f"{'is' if made.left_out == 1 else 'are'} left out; --with-changes carries them"
         )
     if made.options.permissions == "bypass":
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")

@@ -17,6 +17,8 @@ from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
 from coreagent.git import landing as git_landing
 from coreagent.git import rescue as git_rescue
+from coreagent.git.cache import is_ancestor
+from coreagent.git.inspect import inspect
 from coreagent.git.snapshot import live_diff
 from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, Stage, State
 from coreagent.models.report import AcceptReply, DiffReply, LogEntry, LogReply, MoveReply, RescueRow
@@ -151,9 +153,10 @@ async def accept(
         )
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))
     message = f"{found.task.splitlines()[0][:72]}\n\n{found.workspace} by {found.agent}\n"
-    landing = await asyncio.to_thread(
-        git_landing.land, cache, Path(found.repo_path), found.branch, target, found.harvest.sha, strategy, message
-    )
+    if await asyncio.to_thread(_landed, found, target):
+        landing = git_landing.Landing(found.previous_sha, found.accepted_sha, "fast-forward", "")
+    else:
+        landing = await _land(core, cache, found, target, strategy, message)
     core.crash_point("landed")
     accepted = await engine.update(
         found,
@@ -163,7 +166,6 @@ async def accept(
         previous_sha=landing.before,
     )
     core.crash_point("accepted")
-    await asyncio.to_thread(bring.drop_branch, accepted)
     await cleanup.let_go(engine, accepted)
     return AcceptReply(
         workspace=found.workspace,
@@ -175,6 +177,38 @@ async def accept(
         insertions=found.harvest.insertions,
         deletions=found.harvest.deletions,
         undo=landing.undo,
+    )
+
+
+def _landed(found: Dispatch, target: str) -> bool:
+    """Whether an accept that was cut off had moved the branch already."""
+    if not found.accepted_sha:
+        return False
+    base = inspect(Path(found.repo_path), target)
+    return base.sha == found.accepted_sha or is_ancestor(base.git_dir, found.accepted_sha, base.sha)
+
+
+async def _land(
+    core: Core, cache: Path, found: Dispatch, target: str, strategy: str, message: str
+) -> git_landing.Landing:
+    """Move the user's branch, with a durable note beforehand of where it will be."""
+    loop = asyncio.get_running_loop()
+
+    def note(before: str, after: str) -> None:
+        noted = core.engine.update(found, previous_sha=before, accepted_sha=after)
+        asyncio.run_coroutine_threadsafe(noted, loop).result()
+        core.crash_point("landing-noted")
+
+    return await asyncio.to_thread(
+        git_landing.land,
+        cache,
+        Path(found.repo_path),
+        found.branch,
+        target,
+        found.harvest.sha,
+        strategy,
+        message,
+        about_to_move=note,
     )
 
 
@@ -212,7 +246,6 @@ async def reject(core: Core, workspace: str) -> MoveReply:
         found, fate=Fate.REJECTED, stage=Stage.REJECTED, extra=await bring.keep_tip(engine, found)
     )
     core.crash_point("rejected")
-    await asyncio.to_thread(bring.drop_branch, rejected)
     gone = await cleanup.let_go(engine, rejected)
     rescued = await core.store.rescues(gone.workspace)
     note = f"its work is kept: core-agent rescue apply {found.workspace}" if rescued else ""

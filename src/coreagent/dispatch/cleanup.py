@@ -71,6 +71,8 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     extra: Sequence[Any] = ()
     if dispatch.fate is not Fate.ACCEPTED:
         extra = await bring.keep_tip(engine, dispatch)
+    if dispatch.fate is not Fate.OPEN:
+        await asyncio.to_thread(bring.drop_branch, dispatch)
     core.crash_point("before-archive")
     await asyncio.to_thread(archive_meta, place, archive)
     core.crash_point("archived")

@@ -36,5 +36,12 @@ def load(home: str, dispatch_id: str) -> dict[str, str] | None:
     return {str(k): str(v) for k, v in loaded.items()}
 
 
+def forget_others(home: str, wanted: set[str]) -> None:
+    """Remove what a daemon left that died between writing an environment and queuing, or settling, its task."""
+    for path in Path(home, "pending").glob("*"):
+        if path.suffix != ".env" or path.stem not in wanted:
+            path.unlink(missing_ok=True)
+
+
 def forget(home: str, dispatch_id: str) -> None:
     _file(home, dispatch_id).unlink(missing_ok=True)

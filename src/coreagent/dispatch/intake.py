@@ -94,6 +94,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         queued_at=now,
         changed_at=now,
     )
+    launch.preview(core, made, task)
     return made, base
 
 

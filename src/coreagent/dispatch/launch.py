@@ -70,6 +70,17 @@ def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner
     )
 
 
+def preview(core: Core, dispatch: Dispatch, prompt: str) -> Plan:
+    """What the first attempt of a dispatch would execute; touches nothing.
+
+    Raises: runner_missing, blocked_flag, bad_script, settings_invalid.
+    """
+    runner = runners.load(dispatch.runner)
+    attempt = Attempt(id="preview", dispatch_id=dispatch.id, n=1, session_id="preview", claimed_at=core.now())
+    place = layout(core.home, core.settings, dispatch)
+    return runner.plan(make_launch(core, dispatch, attempt, runner, place, prompt))
+
+
 def runner_settings(core: Core, name: str) -> RunnerSettings:
     return core.settings.runners.get(name) or RunnerSettings()
 

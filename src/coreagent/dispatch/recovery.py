@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup
+from coreagent.dispatch import cleanup, environment
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
@@ -32,6 +32,8 @@ async def reconcile(engine: Engine) -> None:
         if dispatch.state in ACTIVE:
             await _recover(engine, dispatch)
     await asyncio.to_thread(_finish_putting_away, engine)
+    wanted = {d.id for d in engine.board.values() if d.state in ACTIVE or d.state is State.QUEUED}
+    await asyncio.to_thread(environment.forget_others, engine.core.home, wanted)
     await _finish_letting_go(engine)
     await asyncio.to_thread(_set_orphans_aside, engine)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,9 +40,20 @@ class Landing:
 
 
 def land(
-    cache: Path, user_top: Path, branch: str, onto: str, sha: str, strategy: str = "auto", message: str = ""
+    cache: Path,
+    user_top: Path,
+    branch: str,
+    onto: str,
+    sha: str,
+    strategy: str = "auto",
+    message: str = "",
+    *,
+    about_to_move: Callable[[str, str], None] = lambda before, after: None,
 ) -> Landing:
     """Put the work `sha` (called `branch`) onto the user's branch `onto`. On any error nothing has changed.
+
+    `about_to_move(before, after)` is called when the commit exists and the branch has not moved yet, so that the
+    caller can note what is going to be there.
 
     Raises: no_such_ref, nothing_to_accept, merge_conflict (data: files), dirty_checkout, branch_moved, no_identity,
     invalid_argument, invalid_name, repo_not_found, git_failed, git_timeout, no_space.
@@ -63,6 +75,7 @@ def land(
         message = message or f"Merge {branch}"
         after = sha if chosen == "fast-forward" else _compute(cache, user_top, before, sha, onto, chosen, message)
         deliver(cache, git_dir, after)
+        about_to_move(before, after)
         if places:
             _advance(places[0], onto, before, after)
         else:
