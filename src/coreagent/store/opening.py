@@ -109,7 +109,8 @@ def open_file(path: str, steps: tuple[Migration, ...] | None = None) -> Opened:
             connection.execute("CHECKPOINT")
         _migrate(connection, path, found, steps)
     except BaseException as error:
-        connection.close()
+        with contextlib.suppress(duckdb.Error):
+            connection.close()
         if isinstance(error, duckdb.Error):
             raise explain(error, path) from error
         raise
@@ -148,6 +149,8 @@ def verify(
         tx = last_seq = 0
         for name in tables():
             if name not in names:
+                if version < steps[-1].version:
+                    continue
                 raise _damaged(path, f"the table {name} is not in it")
             tx = max(tx, _number(connection, f'SELECT max(tx) FROM "{name}"'))
             if name != "events" or _number(connection, "SELECT count(*) FROM events") <= VERIFY_EVENTS_MAX:
@@ -298,8 +301,16 @@ def _refuse_newer(connection: duckdb.DuckDBPyConnection, path: str, version: int
 def _migrate(connection: duckdb.DuckDBPyConnection, path: str, found: Opened, steps: tuple[Migration, ...]) -> None:
     version = _number(connection, "SELECT max(version) FROM migrations")
     if version < steps[-1].version:
-        copy_to(connection, f"{path}.v{version}.bak")
-        _run_steps(connection, steps, version)
+        try:
+            copy_to(connection, f"{path}.v{version}.bak")
+            _run_steps(connection, steps, version)
+        except (duckdb.Error, OSError) as error:
+            raise CoreAgentError(
+                "store_write_failed",
+                f"the store {path} could not be brought from version {version} to {steps[-1].version}",
+                cause=str(error).strip().splitlines()[0],
+                hint="nothing was changed; the older program can go on with it",
+            ) from error
         found.migrated_from = version
     else:
         _note_fields(connection)
@@ -315,7 +326,10 @@ def _run_steps(connection: duckdb.DuckDBPyConnection, steps: tuple[Migration, ..
             continue
         for statement in step.statements:
             connection.execute(statement)
-        connection.execute("INSERT INTO migrations VALUES (?, ?, ?, ?)", [step.version, step.name, VERSION, now])
+        connection.execute(
+            "INSERT INTO migrations (version, name, program, run_at) VALUES (?, ?, ?, ?)",
+            [step.version, step.name, VERSION, now],
+        )
     if version == 0:
         connection.execute("INSERT INTO store VALUES (?, ?)", [secrets.token_hex(16), now])
     _note_fields(connection)
