@@ -430,6 +430,19 @@ def test_the_protocol_cannot_be_overridden(launch: Launch, args: list[str], wher
     assert error.value.slug == "blocked_flag"
 
 
+@pytest.mark.parametrize("value", ["--dangerously-skip-permissions", "-x", "a b", "../up", "a\0b", "x" * 300])
+@pytest.mark.parametrize("where", ["model", "resume_session", "session_id"])
+def test_names_are_no_options(launch: Launch, where: str, value: str) -> None:
+    with pytest.raises(CoreAgentError) as error:
+        plan(launch, **{where: value})
+    assert error.value.slug == "blocked_flag"
+
+
+@pytest.mark.parametrize("model", ["opus", "claude-opus-5-5", "us.anthropic.claude-sonnet-5:0", "opus[1m]", "a/b@c"])
+def test_models_have_many_names(launch: Launch, model: str) -> None:
+    assert model in plan(launch, model=model).argv
+
+
 def test_only_settings_may_widen(launch: Launch) -> None:
     widening = ["--allowedTools", "Bash(make:*)"]
     with pytest.raises(CoreAgentError) as error:

@@ -329,6 +329,13 @@ def which(program: str, env: Mapping[str, str]) -> str:
     return str(Path(found).absolute()) if found else ""
 
 
+def word(value: str, what: str) -> str:
+    """Return a model or session name that can be neither an option nor a path. Raises: blocked_flag."""
+    if (value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:@/\[\]-]{0,199}", value)) or ".." in value:
+        raise CoreAgentError("blocked_flag", f"{value!r:.100} is no {what}", hint=f"give the {what}'s plain name")
+    return value
+
+
 def version_tuple(version: str) -> tuple[int, ...]:
     """`2.1.328 (Claude Code)` -> (2, 1, 328); () when no number is in it."""
     match = re.search(r"\d+(?:\.\d+)*", version)

@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
-from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, version_tuple, which
+from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, version_tuple, which, word
 from coreagent.runners.claude_stream import ClaudeParser
 
 CREDENTIALS: Final = ".credentials.json"
@@ -117,7 +117,7 @@ class Claude(Runner):
         bypass = launch.permissions == "bypass"
         # The caller's arguments come first: an option that takes many values ends at ours.
         argv = [path, *launch.settings.args, *launch.args]
-        model = launch.model or launch.settings.model
+        model = word(launch.model or launch.settings.model, "model")
         if model:
             argv += ["--model", model]
         # stream-json without --verbose is refused.
@@ -141,7 +141,7 @@ class Claude(Runner):
                 files.append((file, instructions))
         if launch.config_home:
             argv += ["--strict-mcp-config"]
-        argv += ["--resume", launch.resume_session] if launch.resume_session else ["--session-id", launch.session_id]
+        argv += _session(launch)
         return Plan(
             argv=argv,
             env=_environment(launch, bypass=bypass),
@@ -158,7 +158,7 @@ class Claude(Runner):
     def interactive(self, launch: Launch) -> Plan:
         check_args(launch.settings.args, widening=True)
         argv = [_require(launch), *launch.settings.args]
-        argv += ["--resume", launch.resume_session] if launch.resume_session else ["--session-id", launch.session_id]
+        argv += _session(launch)
         return Plan(
             argv=argv,
             env=_environment(launch, bypass=False),
@@ -235,6 +235,13 @@ def _prompt(prompt: str) -> bytes:
     # A prompt that begins with "/" would be run as a slash command ("/clear" even changes the session).
     safe = "\n" + prompt if prompt.startswith("/") else prompt
     return safe.encode("utf-8", "replace")
+
+
+def _session(launch: Launch) -> list[str]:
+    # The id to resume was read from an agent's output, and --resume takes an optional value: "--x" would be a flag.
+    if launch.resume_session:
+        return ["--resume", word(launch.resume_session, "session")]
+    return ["--session-id", word(launch.session_id, "session")]
 
 
 def _readable(workspace_dir: str) -> str:

@@ -18,7 +18,7 @@ import yaml
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
 from coreagent.paths import VERSION
-from coreagent.runners.base import Found, Launch, Login, Parser, Plan, Runner, RunnerSettings, bounded
+from coreagent.runners.base import Found, Launch, Login, Parser, Plan, Runner, RunnerSettings, bounded, word
 
 SCRIPT_LIMIT: Final = 4 * 1024 * 1024
 AGENT_FILE: Final = "scripted_agent.py"
@@ -46,7 +46,7 @@ class Scripted(Runner):
             "resume": bool(launch.resume_session),
             "model": launch.model or "scripted",
             "prompt": launch.prompt,
-            "state": str(home / f"scripted-{session_id}.json"),
+            "state": str(home / f"scripted-{word(session_id, 'session').replace('/', '_')}.json"),
         }
         return Plan(
             # -I: neither the checkout nor the user's site directory may shadow the standard library.
