@@ -370,6 +370,7 @@ import os
 fd = os.open(filler, os.O_CREAT | os.O_WRONLY)
 left = os.statvfs(sys.argv[1]).f_bavail * 4096 - 200_000
 os.write(fd, bytes(left))
+os.close(fd)
 """
 
 
