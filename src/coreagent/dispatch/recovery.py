@@ -27,15 +27,18 @@ log = logging.getLogger(__name__)
 
 
 async def reconcile(engine: Engine) -> None:
-    """Adopt, settle or requeue every attempt that was under way; then tidy what nothing refers to."""
-    for dispatch in list(engine.board.values()):
-        if dispatch.state in ACTIVE:
-            await _recover(engine, dispatch)
+    """Tidy what nothing refers to; then adopt, settle or requeue every attempt that was under way.
+
+    In this order: as soon as an attempt is followed again it may settle and put its own spool away.
+    """
     await asyncio.to_thread(_finish_putting_away, engine)
     wanted = {d.id for d in engine.board.values() if d.state in ACTIVE or d.state is State.QUEUED}
     await asyncio.to_thread(environment.forget_others, engine.core.home, wanted)
     await _finish_letting_go(engine)
     await asyncio.to_thread(_set_orphans_aside, engine)
+    for dispatch in list(engine.board.values()):
+        if dispatch.state in ACTIVE:
+            await _recover(engine, dispatch)
 
 
 async def _recover(engine: Engine, dispatch: Dispatch) -> None:
