@@ -33,7 +33,11 @@ def tracked(*patterns: str) -> list[Path]:
     """Files of the repository; those on disk when this is not a clone."""
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "-c", "safe.directory=*", "ls-files", "-z", "--", *patterns],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split("\0")
         found = [ROOT / name for name in listed if name]
     else:
