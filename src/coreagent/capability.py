@@ -9,6 +9,7 @@ all annotated, are the inputs. The docstring is the help, the return annotation 
 
 from __future__ import annotations
 
+import errno
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -128,9 +129,19 @@ async def call(core: Any, name: str, arguments: dict[str, Any], caller: Caller) 
             data={"errors": [{"loc": list(map(str, e["loc"])), "msg": e["msg"]} for e in error.errors()]},
         ) from None
     values = {key: getattr(inputs, key) for key in found.inputs.model_fields}
-    if found.wants_caller:
-        return await found.function(core, caller, **values)
-    return await found.function(core, **values)
+    try:
+        if found.wants_caller:
+            return await found.function(core, caller, **values)
+        return await found.function(core, **values)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CoreAgentError(
+            "no_space",
+            "there is no space left on the disk of the home directory",
+            cause=str(error),
+            hint="free some space and ask again; what was accepted before is kept",
+        ) from error
 
 
 def dump(name: str, result: Any) -> Any:
