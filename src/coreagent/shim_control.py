@@ -85,7 +85,7 @@ class Control:
         self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         self.listener.bind(path)
         os.chmod(path, 0o600)
-        self.listener.listen(CLIENTS_MAX)
+        self.listener.listen(4 * CLIENTS_MAX)
         self.listener.setblocking(False)
         host.on(self.listener.fileno(), self.accept)
 

@@ -368,7 +368,7 @@ class Shim:
             "spawn_error": self.spawn_error,
             "killed": list(self.killed.values())[:KILLED_MAX],
             "left": left[:KILLED_MAX],
-            "dropped_bytes": self.out.dropped,
+            "dropped_bytes": self.out.dropped + self.out.cut_total,
             "problem": self.problem or self.out.problem or self.err.problem,
             "usage": {"cpu_s": round(self.cpu_s, 3), "max_rss_bytes": self.max_rss},
         }

@@ -85,7 +85,7 @@ class Spool:
     def __init__(self, path: str, head: int, tail: int, line: int) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         self.head, self.tail_max, self.line_max = head, tail, line
-        self.size = self.dropped = self.cut = self.held = 0
+        self.size = self.dropped = self.cut = self.cut_total = self.held = 0
         self.part = bytearray()
         self.tail: list[bytes | bytearray] = []
         self.full, self.problem = False, ""
@@ -116,7 +116,7 @@ class Spool:
         line += b"\n"
         self.keep(line)
         if cut:
-            self.dropped += cut
+            self.cut_total += cut
             self.keep(b'{"core_agent": "cut", "bytes": %d}\n' % cut)
 
     def keep(self, block: bytes | bytearray) -> None:
@@ -157,10 +157,14 @@ class Spool:
         tail = b"".join(self.tail)
         if len(tail) > self.tail_max:
             start = tail.find(b"\n", len(tail) - self.tail_max - 1) + 1
+            if start == len(tail):  # the last line alone is larger: it is likely the one that matters
+                start = tail.rfind(b"\n", 0, -1) + 1
             self.dropped += start
             tail = tail[start:]
         last = tail.rfind(b"\n", 0, -1) + 1
-        for start in (0, last) if last else (0,):
+        # All of it, or less and less of it when the disk is full.
+        starts = [0, *(tail.find(b"\n", len(tail) - size) + 1 for size in (1 << 17, 1 << 14) if size < len(tail)), last]
+        for start in starts:
             dropped = self.dropped + start
             marker = b'{"core_agent": "dropped", "bytes": %d}\n' % dropped if dropped else b""
             block = marker + tail[start:]
