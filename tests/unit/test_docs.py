@@ -41,3 +41,11 @@ def test_the_readme_opens_with_the_two_lines_that_ci_knows() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert readme.index("scripts/setup demo") < readme.index("scripts/setup test") < readme.index("## ")
     assert "python3 scripts/setup test" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_the_map_names_every_room() -> None:
+    source = ROOT / "src" / "coreagent"
+    rooms = [path.name + "/" for path in source.iterdir() if any(path.glob("[a-z]*.py")) or any(path.glob("*/[a-z]*"))]
+    rooms += [path.stem for path in source.glob("*.py") if path.name != "__init__.py"]
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    assert not [room for room in sorted(rooms) if f"`{room}`" not in text and room != "__pycache__/"]
