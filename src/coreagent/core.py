@@ -42,6 +42,7 @@ class Core:
         self.stop_requested = asyncio.Event()
         self._stamp = config.stamp(home)
         self._crash_at = env.get("CORE_AGENT_CRASH_AT", "")
+        self._trace = _open_trace(env.get("CORE_AGENT_TRACE", ""))
 
     def now(self) -> datetime:
         """The time, aware UTC. All of the daemon's clock reads come from here."""
@@ -73,8 +74,14 @@ class Core:
         workspace = dispatch.workspace if dispatch else ""
         return Caller(role="worker", pid=pid, uid=uid, attempt=attempt, workspace=workspace)
 
+    def mark(self, name: str) -> None:
+        """Write down that a step was reached, and when, in the file that `CORE_AGENT_TRACE` names (bench)."""
+        if self._trace >= 0:
+            os.write(self._trace, f"{time.time():.6f} {name}\n".encode())
+
     def crash_point(self, name: str) -> None:
-        """Die here, as if killed, when `CORE_AGENT_CRASH_AT` names this point (tests/crash)."""
+        """Die here, as if killed, when `CORE_AGENT_CRASH_AT` names this point (tests/crash). A `mark` too."""
+        self.mark(name)
         if self._crash_at == name:
             os._exit(137)
 
@@ -95,3 +102,7 @@ class Core:
             self.problems = [f"{error.message}; the last good settings are in force"]
             return
         self.settings, self.problems = loaded.settings, list(loaded.problems)
+
+
+def _open_trace(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600) if path else -1

@@ -54,6 +54,7 @@ async def dispatch(
     The workspace starts from HEAD of `repo` (default: where the caller stands), or from a branch, tag or pull request.
     With `dry_run` nothing starts: the reply holds the rendered prompt and the command line.
     """
+    core.mark("received")
     core.refresh_settings()
     options = Options(
         template=template,

@@ -76,6 +76,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         dispatch = await prep.prepare(engine, dispatch, attempt)
         core.crash_point("prepared")
         plan = await launch.plan(engine, dispatch, attempt)
+        core.mark("planned")
     except CoreAgentError as error:
         reason = Reason.SETUP_FAILED if error.slug == "setup_failed" else Reason.PREP_FAILED
         await _never_started(engine, dispatch, attempt, live, Verdict(State.FAILED, reason, _one_line(error)))

@@ -44,6 +44,7 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     made = await asyncio.to_thread(_check_out, engine, dispatch, place, base)
     core.crash_point("checked-out")
     text = await render_prompt(engine, dispatch)
+    core.mark("rendered")
     await asyncio.to_thread(_write_files, place, text, runners.load(dispatch.runner).context_file)
     await run_setup(engine, dispatch, attempt, place)
     await asyncio.to_thread(_mark_prepared, place, dispatch, made)
@@ -73,6 +74,7 @@ def _check_out(engine: Engine, dispatch: Dispatch, place: Layout, base: Base) ->
     cleanup.remove_tree(place.root)
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     git_cache.ensure_cache(cache, base)
+    core.mark("cached")
     for directory in (place.root, place.meta, place.specs, place.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     index = Path(paths.index_copy(core.home, dispatch.id))
