@@ -13,6 +13,7 @@ from coreagent import paths, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 INTERRUPTED = 130
@@ -23,6 +24,14 @@ _LEAVE_SCREEN = b"\x1b[?1049l\x1b[?25h"
 
 class Again(Exception):
     """The daemon gives way to another one: connect and ask once more."""
+
+
+class NotStarted(Exception):
+    """The daemon could not be started; why has been told already, by the process that tried."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("the daemon does not run and could not be started")
+        self.code = code
 
 
 class Line:
@@ -191,7 +200,7 @@ def write(fd: int, data: bytes) -> None:
 def connect(home: str, start: bool = True) -> "_socket.socket | None":
     """Connect to the daemon, starting it when it is not there; None when it is not to be started.
 
-    Raises: CoreAgentError.
+    Raises: CoreAgentError, NotStarted.
     """
     path = paths.daemon_socket(home)
     for attempt in range(3):
@@ -202,8 +211,6 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
             sock.close()
             if not start:
                 return None
-            from coreagent.daemon.launch import launch
-
             launch(home)
         except OSError as error:
             sock.close()
@@ -224,6 +231,31 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
     raise unreachable(home, None)
 
 
+def launch(home: str) -> None:
+    """Start the daemon, in a child: what that takes would stay in our memory for as long as an MCP session lasts."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            from coreagent.daemon.launch import launch as start
+
+            def work() -> int:
+                start(home)
+                return 0
+
+            code = guarded(work)
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        raise NotStarted(code if code > 0 else 128 - code)
+
+
+def leave(code: int) -> "NoReturn":
+    # Nothing here is buffered or needs closing: skip the interpreter's own leave-taking.
+    os._exit(code)
+
+
 def extra_names(home: str) -> "list[str]":
     """The environment names that the settings add; the daemon wrote them down where a client can read them fast."""
     try:
@@ -240,25 +272,51 @@ def here(argv: "list[str]") -> "NoReturn":
     sys.exit(in_process(argv))
 
 
-def ask(argv: "list[str]", kind: bytes, start: bool = True) -> "int | None":
+def introduce(argv: "list[str]", home: str) -> wire.Opening:
+    """Say who asks, from where, with which program."""
+    opening = wire.describe(argv, os.environ, extra_names(home))
+    opening.version = paths.VERSION
+    opening.executable = sys.executable
+    return opening
+
+
+def mcp() -> int:
+    """Carry an MCP client's lines until it ends."""
+    from coreagent.pump import Pump
+
+    def reach() -> "_socket.socket":
+        sock = connect(home)
+        assert sock is not None
+        sock.sendall(wire.frame(wire.MCP, introduce([], home).pack()))
+        return sock
+
+    home = paths.home()
+    if not home:
+        return homeless()
+    return Pump(reach, lambda data: write(1, data)).run()
+
+
+def homeless() -> int:
+    return fail("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+
+
+def ask(argv: "list[str]", start: bool = True) -> "int | None":
     """Have the daemon do it, wherever the daemon is by then; None when there is none and none is to be started.
 
     Raises: CoreAgentError, ConnectionError, BadFrame.
     """
     home = paths.home()
     if not home:
-        return fail("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+        return homeless()
     for _ in range(4):
         sock = connect(home, start)
         if sock is None:
             return None
-        opening = wire.describe(argv, os.environ, extra_names(home))
-        opening.version = paths.VERSION
-        opening.executable = sys.executable
+        opening = introduce(argv, home)
         line = Line(sock, opening.ttys)
         line.signals()
         try:
-            line.send(wire.frame(kind, opening.pack()))
+            line.send(wire.frame(wire.OPEN, opening.pack()))
             return line.copy()
         except Again:
             sock.close()
@@ -289,24 +347,28 @@ def tell(error: "object") -> int:
 
 def decide(argv: "list[str]") -> int:
     if os.environ.get(COMPLETE):
-        code = ask(argv, wire.OPEN, start=False) if paths.home() else None
+        code = ask(argv, start=False) if paths.home() else None
         if code is None:
             here(argv)
         return code
     if wire.runs_here(argv):
         here(argv)
-    code = ask(argv, wire.MCP if argv[0] == "mcp" else wire.OPEN)
+    if argv[0] == "mcp":
+        return mcp()
+    code = ask(argv)
     return 0 if code is None else code
 
 
-def main() -> None:
-    """Run `core-agent` with the words of this process and leave."""
+def guarded(work: "Callable[[], int]") -> int:
+    """Do it; an error of the client itself is told, and its exit code returned."""
     try:
-        code = decide(sys.argv[1:])
+        return work()
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        return INTERRUPTED
+    except NotStarted as failed:
+        return failed.code
     except (ConnectionError, wire.BadFrame) as error:
-        code = fail(
+        return fail(
             "daemon_unreachable",
             "the daemon went away in the middle of this command",
             cause=str(error) or "the connection was closed",
@@ -317,9 +379,12 @@ def main() -> None:
 
         if not isinstance(error, CoreAgentError):
             raise
-        code = tell(error)
-    # Nothing here is buffered or needs closing: skip the interpreter's own leave-taking.
-    os._exit(code)
+        return tell(error)
+
+
+def main() -> None:
+    """Run `core-agent` with the words of this process and leave."""
+    leave(guarded(lambda: decide(sys.argv[1:])))
 
 
 if __name__ == "__main__":

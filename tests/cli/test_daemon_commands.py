@@ -14,7 +14,6 @@ import termios
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +86,7 @@ def test_input_is_only_taken_by_who_reads_it(served: Home) -> None:
 def test_interrupt_reaches_the_command(served: Home) -> None:
     client = served.start("wait")
     assert client.stderr and client.stderr.readline() == b"waiting\n"
+    until_seen(served, "hangs")
     client.send_signal(signal.SIGINT)
     out, _ = client.communicate(timeout=30)
     assert (client.returncode, out) == (130, b"detached\n")
@@ -107,15 +107,11 @@ def test_a_second_interrupt_leaves_and_frees_the_command(served: Home) -> None:
 def test_a_client_told_to_stop_is_gone_and_its_call_is_cancelled(served: Home) -> None:
     client = served.start("wait")
     assert client.stderr and client.stderr.readline() == b"waiting\n"
+    until_seen(served, "hangs")
     client.terminate()
     client.communicate(timeout=30)
     assert client.returncode == 128 + signal.SIGTERM
-    # The daemon hears of it on its own time: wait on its word, not on the clock.
-    for _ in range(1000):
-        if call(served, "seen")[-1] == "cancelled":
-            break
-    else:
-        raise AssertionError("the call goes on")
+    until_seen(served, "cancelled")
 
 
 def test_the_window_can_change(served: Home) -> None:
@@ -223,6 +219,14 @@ def test_completion_is_answered_here_and_there(served: Home, words: list[str], e
     assert there.out.split() == (expected or ["--how", "--help"])
 
 
+def until_seen(home: Home, last: str) -> None:
+    """The daemon's loop comes to things on its own time: wait on its word, not on the clock."""
+    for _ in range(2000):
+        if call(home, "seen")[-1:] == [last]:
+            return
+    raise AssertionError(f"{last} does not come")
+
+
 def call(home: Home, name: str, **arguments: object) -> Any:
     return session.ask(str(home.core), name, arguments, Caller())
 
@@ -238,21 +242,6 @@ def test_a_session_outside_calls_over_the_socket(served: Home) -> None:
     with pytest.raises(CoreAgentError) as unknown:
         call(served, "echo", test="x")
     assert unknown.value.slug == "invalid_argument"
-
-
-def test_the_pump_serves_mcp(served: Home) -> None:
-    client = served.start("mcp", stdin=subprocess.PIPE)
-    assert client.stdin and client.stdout
-    client.stdin.write(b"one\n")
-    client.stdin.flush()
-    assert client.stdout.readline() == b"mcp one\n"
-    resident = int(Path(f"/proc/{client.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    assert resident < 12 << 20
-    client.stdin.close()
-    assert client.wait(30) == 0
-    client.stdout.close()
-    assert client.stderr
-    client.stderr.close()
 
 
 def test_the_client_imports_next_to_nothing(served: Home) -> None:

@@ -6,6 +6,7 @@ For tests of the terminal alone, where the engine would only be in the way.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from typing import Annotated, Any
@@ -109,7 +110,7 @@ def register() -> None:
 
 
 @app.command()
-def status(json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """A table."""
     here = terminal()
     table = Table("directory", "width", "colour")
@@ -194,9 +195,16 @@ def run(argv: list[str], on: Terminal, with_session: Any) -> int:
 
 
 async def no_mcp(core: Any, caller: Caller, receive: Any, send: Any) -> None:
-    """An echo in place of the protocol."""
+    """A protocol of one answer, in place of the real one."""
+    rest = b""
     while piece := await receive():
-        await send(caller.role.encode() + b" " + piece)
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "id" in message and message["method"] != "hang":
+                told = {"method": message["method"], "role": caller.role, "pid": os.getpid()}
+                answer = {"jsonrpc": "2.0", "id": message["id"], "result": told}
+                await send(json.dumps(answer).encode() + b"\n")
 
 
 def command(home: str, python: str = "") -> list[str]:

@@ -62,27 +62,32 @@ class Server:
         self._mcp = mcp
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(CONNECTIONS_MAX)
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting = False
+        self._shut = False
+        """Nobody is accepted any more; they wait for who comes after us."""
         self._spared: set[asyncio.Task[None]] = set()
         self.draining = False
         self._stopping = False
         self.leaving: asyncio.Future[Leaving] = self._loop.create_future()
 
     def start(self) -> None:
-        self._accepting = asyncio.create_task(self._accept(), name="accept")
+        self._listen_on(True)
 
     def leave(self, why: Leaving) -> None:
         """Ask the daemon to end; the first wish counts, but one that drains can be hurried by another mode."""
         if not self.leaving.done() and not (self.draining and why.mode == "drain"):
             self.leaving.set_result(why)
+            if why.mode != "drain":
+                self._close_door()
+
+    def _close_door(self) -> None:
+        self._shut = True
+        self._listen_on(False)
 
     async def stop(self) -> None:
         """Accept nobody any more, and end every command that still runs."""
         self._stopping = True
-        if self._accepting:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
+        self._close_door()
         for task in self._connections - self._spared:
             task.cancel()
         if self._connections:
@@ -100,40 +105,64 @@ class Server:
                 conn.send(notice)
         self._listener.close()
 
-    async def _accept(self) -> None:
-        while True:
-            await self._room.acquire()
-            try:
-                conn, _ = await self._loop.sock_accept(self._listener)
-            except OSError as error:
-                self._room.release()
-                log.warning("cannot accept: %s", error)
-                await asyncio.sleep(0.1)  # out of descriptors: give commands time to end
-                continue
-            task = asyncio.create_task(self._serve(conn))
-            self._connections.add(task)
-            task.add_done_callback(self._forget)
+    def _listen_on(self, accept: bool) -> None:
+        """Take part in accepting, or leave callers waiting in the kernel's queue."""
+        if accept and not self._accepting and not self._shut:
+            self._loop.add_reader(self._listener, self._accept)
+        elif not accept and self._accepting:
+            self._loop.remove_reader(self._listener)
+        else:
+            return
+        self._accepting = accept
+
+    def _accept(self) -> None:
+        # A callback, not a coroutine: one that is cancelled can lose a connection that it has already accepted.
+        try:
+            conn, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("cannot accept: %s", error)
+            self._listen_on(False)
+            self._loop.call_later(0.1, self._listen_on, True)  # out of descriptors: let commands end first
+            return
+        task = asyncio.create_task(self._serve(conn))
+        self._connections.add(task)
+        task.add_done_callback(self._forget)
+        if len(self._connections) >= CONNECTIONS_MAX:
+            self._listen_on(False)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
-        self._room.release()
+        self._listen_on(True)
         if not task.cancelled() and task.exception() is not None:
             log.error("a connection failed", exc_info=task.exception())
 
     async def _serve(self, conn: socket.socket) -> None:
         conn.setblocking(False)
         try:
-            await self._answer(conn)
+            decoder = wire.Decoder(wire.FROM_CLIENT)
+            try:
+                opened = await self._open(conn, decoder)
+            except asyncio.CancelledError:
+                with suppress(OSError):
+                    conn.send(wire.frame(wire.NOTICE, wire.AGAIN))  # nothing was begun: the next daemon does it
+                raise
+            if opened:
+                await self._answer(conn, decoder, *opened)
         except (OSError, wire.BadFrame, TimeoutError) as error:
             log.debug("dropped a client: %r", error)
         finally:
             conn.close()
 
-    async def _answer(self, conn: socket.socket) -> None:
+    async def _open(
+        self, conn: socket.socket, decoder: wire.Decoder
+    ) -> tuple[bytes, wire.Opening, Caller, list[tuple[bytes, bytes]]] | None:
+        """Hear what a client wants and find out who it is; None when it was sent away."""
         pid, uid = wire.peer(conn)
         if uid not in (os.getuid(), 0):
-            return await self._refuse(conn, "foreign_user", f"this daemon belongs to user {os.getuid()}")
-        decoder = wire.Decoder(wire.FROM_CLIENT)
+            await self._refuse(conn, "foreign_user", f"this daemon belongs to user {os.getuid()}")
+            return None
         async with asyncio.timeout(OPENING_S):
             kind, payload, rest = await self._first(conn, decoder)
         opening = wire.Opening.unpack(payload)
@@ -141,14 +170,27 @@ class Server:
         if caller.role != "worker" and await _is_newer_release(opening):
             await self._loop.sock_sendall(conn, wire.frame(wire.NOTICE, wire.AGAIN))
             log.info("giving way to %s of %s", opening.version, opening.executable)
-            return self.leave(Leaving(executable=opening.executable))
+            self.leave(Leaving(executable=opening.executable))
+            return None
         if opening.wire != wire.VERSION:
-            return await self._refuse(
+            await self._refuse(
                 conn,
                 "daemon_newer",
                 f"the daemon ({paths.VERSION}) and this program ({opening.version}) do not speak the same protocol",
             )
+            return None
         caller = replace(caller, env=opening.env, cwd=opening.cwd, interactive=opening.ttys[:2] == "11")
+        return kind, opening, caller, rest
+
+    async def _answer(
+        self,
+        conn: socket.socket,
+        decoder: wire.Decoder,
+        kind: bytes,
+        opening: wire.Opening,
+        caller: Caller,
+        rest: list[tuple[bytes, bytes]],
+    ) -> None:
         if kind == wire.OPEN:
             await self._command(conn, decoder, opening, caller, rest)
         elif kind == wire.CALL:
@@ -157,7 +199,6 @@ class Server:
             await self._session(conn, decoder, caller, rest)
         else:
             raise wire.BadFrame("no opening")
-        return None
 
     async def _first(
         self, conn: socket.socket, decoder: wire.Decoder
@@ -285,6 +326,11 @@ class Server:
             if not answering.done():
                 return
             body = answering.result()
+        except asyncio.CancelledError:
+            stopping = CoreAgentError("daemon_stopping", "the daemon stopped", hint="run the command again")
+            with suppress(OSError):
+                conn.send(wire.frame(wire.REPLY, json.dumps(stopping.as_dict()).encode()))
+            raise
         finally:
             for task in (answering, gone):
                 task.cancel()

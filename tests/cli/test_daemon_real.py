@@ -1,0 +1,52 @@
+"""The daemon as it is installed: started by the first command that needs it, whoever that is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.support.home import Home
+
+
+def test_the_first_command_starts_it_once(home: Home) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        reports = list(pool.map(lambda _: home.json("status"), range(6)))
+    assert all(report["counts"]["running"] == 0 for report in reports)
+    assert home.log().count(" serves ") == 1
+    status = home.json("daemon", "status")
+    assert status["pid"] == home.daemon_pid
+    home.run("daemon", "restart")
+    assert home.daemon_pid not in (0, status["pid"])
+    home.run("daemon", "stop")
+    assert home.daemon_pid == 0
+
+
+def test_an_agent_is_known_by_what_it_runs_below(home: Home) -> None:
+    home.run("status")
+    marked = {"CORE_AGENT_ATTEMPT": "01J0000000000000000000000X"}
+    refused = home.json("daemon", "stop", env=marked, code=1)
+    assert refused["error"]["slug"] == "role_forbidden"
+    # The kernel says who asks: what a child sets for itself does not wash its parent's mark off.
+    done = subprocess.run(
+        ["sh", "-c", "env -u CORE_AGENT_ATTEMPT core-agent daemon stop --json; exit $?"],
+        env={**home.env, **marked},
+        cwd=home.user,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout)["error"]["slug"] == "role_forbidden"
+    assert home.daemon_pid
+
+
+def test_every_command_has_a_place_to_run(home: Home) -> None:
+    # Every word of the command line answers to --help without a daemon, and none of that starts one.
+    listing = home.run("--help").out
+    commands = [line.split()[0] for line in listing.partition("Commands:")[2].splitlines() if line[2:3].strip()]
+    assert "status" in commands
+    for command in ("status", "daemon", "mcp"):
+        assert "Usage: core-agent " + command in home.run(command, "--help").out
+    assert home.run("version").out.startswith("core-agent ")
+    assert home.daemon_pid == 0
+    assert not Path(home.core, "run").exists()
