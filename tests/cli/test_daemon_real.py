@@ -50,3 +50,12 @@ def test_every_command_has_a_place_to_run(home: Home) -> None:
     assert home.run("version").out.startswith("core-agent ")
     assert home.daemon_pid == 0
     assert not Path(home.core, "run").exists()
+
+
+def test_names_added_in_the_settings_travel_from_the_next_command_on(home: Home) -> None:
+    home.run("status")
+    names = home.core / "run" / "env.allow"
+    assert names.read_text() == ""
+    (home.core / "agents.yaml").write_text("env:\n  allow: [MY_TOKEN]\n")
+    home.run("status")
+    assert names.read_text() == "MY_TOKEN\n"

@@ -109,9 +109,10 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
     core = await parts.open_core(home, dict(os.environ))
     try:
         await core.engine.start()
-        _write_passed_names(home, core)
+        names = PassedNames(home, core)
+        names.changed()
         listener = inherited or house.listen(home)
-        server = Server(core, home, listener, parts.run, parts.mcp)
+        server = Server(core, home, listener, parts.run, parts.mcp, names.changed)
         _on_signals(server)
         server.start()
         wished = asyncio.create_task(_heed(core, server), name="heed stop")
@@ -178,18 +179,32 @@ def _say(ready: int, what: bytes) -> None:
             os.close(ready)
 
 
-def _write_passed_names(home: str, core: Any) -> None:
-    """Tell clients which names the settings add, where they can read it without YAML."""
-    names: set[str] = set()
-    settings = getattr(core, "settings", None)
-    if settings is not None:
-        names.update(settings.env.allow)
-        for runner in settings.runners.values():
-            names.update(runner.env)
-    target = Path(paths.passed_names(home))
-    fresh = target.with_suffix(".new")
-    fresh.write_text("".join(f"{name}\n" for name in sorted(names)))
-    fresh.replace(target)
+class PassedNames:
+    """The names that the settings add to what clients send, written where a client can read them without YAML."""
+
+    def __init__(self, home: str, core: Any) -> None:
+        self._target = Path(paths.passed_names(home))
+        self._core = core
+        self._written: set[str] | None = None
+
+    def changed(self) -> bool:
+        """Read the settings again when their file changed; whether clients must look again at the names."""
+        if not hasattr(self._core, "refresh_settings"):
+            return False
+        self._core.refresh_settings()
+        settings = self._core.settings
+        names = set(settings.env.allow).union(*(runner.env for runner in settings.runners.values()))
+        if names == self._written:
+            return False
+        fresh = self._target.with_suffix(".new")
+        try:
+            fresh.write_text("".join(f"{name}\n" for name in sorted(names)))
+            fresh.replace(self._target)
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._target, error)  # a full disk keeps nobody from looking
+            return False
+        self._written = names
+        return True
 
 
 def _raise_descriptor_limit() -> None:

@@ -54,12 +54,21 @@ class Leaving:
 class Server:
     """Accepts until told to stop. `leaving` is done when someone wants the daemon to end."""
 
-    def __init__(self, core: Knows, home: str, listener: socket.socket, run: RunCommand, mcp: ServeMcp) -> None:
+    def __init__(
+        self,
+        core: Knows,
+        home: str,
+        listener: socket.socket,
+        run: RunCommand,
+        mcp: ServeMcp,
+        names_changed: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._core = core
         self._home = home
         self._listener = listener
         self._run = run
         self._mcp = mcp
+        self._names_changed = names_changed
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
         self._accepting = False
@@ -148,12 +157,15 @@ class Server:
                 with suppress(OSError):
                     conn.send(wire.frame(wire.NOTICE, wire.AGAIN))  # nothing was begun: the next daemon does it
                 raise
+            except wire.BadFrame as error:
+                return await self._refuse(conn, "bad_frame", str(error))
             if opened:
                 await self._answer(conn, decoder, *opened)
         except (OSError, wire.BadFrame, TimeoutError) as error:
             log.debug("dropped a client: %r", error)
         finally:
             conn.close()
+        return None
 
     async def _open(
         self, conn: socket.socket, decoder: wire.Decoder
@@ -178,6 +190,10 @@ class Server:
                 "daemon_newer",
                 f"the daemon ({paths.VERSION}) and this program ({opening.version}) do not speak the same protocol",
             )
+            return None
+        if self._names_changed():
+            # It chose what to send before it could know: it looks again.
+            await self._loop.sock_sendall(conn, wire.frame(wire.NOTICE, wire.AGAIN))
             return None
         caller = replace(caller, env=opening.env, cwd=opening.cwd, interactive=opening.ttys[:2] == "11")
         return kind, opening, caller, rest
