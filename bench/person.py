@@ -1,0 +1,93 @@
+"""A person on a machine of their own: a hermetic home, a daemon that writes down its steps, and calls to it.
+
+Rows come in. Built on the tests' home, so that what is measured runs exactly as it is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.home import Home
+
+from coreagent.capability import Caller
+from coreagent.cli.session import ask
+
+
+class Person(Home):
+    """A home whose agents are two tiny programs: `stamp` prints the time, `noop` does nothing."""
+
+    def __init__(self, lanes: int = 0) -> None:
+        super().__init__()
+        self.trace = self.dir / "trace"
+        self.env["CORE_AGENT_TRACE"] = str(self.trace)
+        self.trace.touch()
+        self._read = 0
+        self.core.mkdir(mode=0o700)
+        settings = {
+            "version": 1,
+            # Whatever rests may go at once, so that `workspace clean` can be a part of the measurement.
+            "dispatch": {"keep_days": 0},
+            "concurrency": {"command": {"total": lanes}} if lanes else {},
+            "commands": {
+                "stamp": {"argv": [shutil.which("date") or "date", "+%s.%N"]},
+                "noop": {"argv": [shutil.which("true") or "true"]},
+            },
+        }
+        (self.core / "agents.yaml").write_text(json.dumps(settings))  # JSON is YAML
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """A capability of the daemon, over its socket, without the start of a client."""
+        return ask(str(self.core), name, arguments, Caller(env=dict(self.env), cwd=str(self.user)))
+
+    def dispatch(self, repo: Path, agent: str, task: str = "Do nothing.") -> str:
+        """Queue a task over the socket; returns its id."""
+        return str(self.call("dispatch", task=task, repo=str(repo), agent=f"command:{agent}")["dispatch_id"])
+
+    def wait(self, count: int, limit_s: float = 600) -> list[tuple[str, float]]:
+        """Return the daemon's steps, with their times, once `count` more attempts are put away.
+
+        Read from the trace, so that waiting asks nothing of the daemon. Fails when one of them did not complete.
+        """
+        deadline = time.monotonic() + limit_s
+        while (text := self.trace.read_text()[self._read :]).count(" put-away\n") < count:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"only {text.count(' put-away')} of {count} ended\n{self.log()[-2000:]}")
+            time.sleep(0.002)
+        self._read += len(text)
+        counts = self.call("status")["counts"]
+        if counts["failed"]:
+            raise RuntimeError(f"{counts['failed']} failed\n{self.log()[-2000:]}")
+        return [(name, float(at)) for at, name in (line.split(" ", 1) for line in text.splitlines())]
+
+    def attempt(self, dispatch: str) -> Path:
+        """Where the output of a finished dispatch lies."""
+        return Path(self.call("workspace.show", workspace=dispatch)["path"], ".meta/attempts/1")
+
+    def stamp(self, dispatch: str) -> float:
+        """When the agent of a finished dispatch ran, by what it printed."""
+        return float((self.attempt(dispatch) / "out").read_text())
+
+    def clean(self) -> None:
+        """Let every workspace go."""
+        self.call("workspace.clean")
+
+    def warm(self) -> int:
+        """Have a daemon that has answered; returns its pid."""
+        self.run("status")
+        return self.daemon_pid
+
+
+@contextmanager
+def person(lanes: int = 0) -> Iterator[Person]:
+    """A person who leaves nothing behind."""
+    one = Person(lanes)
+    try:
+        yield one
+    finally:
+        one.close()
