@@ -236,8 +236,11 @@ def _store_on_disk(home: str) -> Check:
 
 
 def _settings() -> Iterator[Check]:
-    home = session().home
-    loaded = config.load(home, dict(terminal().env))
+    try:
+        loaded = config.load(session().home, dict(terminal().env))
+    except CoreAgentError as error:
+        yield Check(name="settings", state="fail", message=_sentence(error), hint=error.hint)
+        return
     for problem in loaded.problems:
         yield Check(name="settings", state="fail", message=problem, hint=f"the file is {loaded.path}")
     if not loaded.problems:
@@ -246,7 +249,10 @@ def _settings() -> Iterator[Check]:
 
 
 def _runners(here: Terminal) -> Iterator[Check]:
-    settings = config.load(session().home, dict(here.env)).settings
+    try:
+        settings = config.load(session().home, dict(here.env)).settings
+    except CoreAgentError:  # told above; the runners are looked at with the defaults
+        settings = config.Settings()
     for name in sorted(runners.FAMILY):
         if name in ("command", "scripted"):
             continue
@@ -334,7 +340,25 @@ def _repair() -> Iterator[Check]:
             raise
     else:
         raise CoreAgentError("store_locked", "a daemon is running and has the store", hint="core-agent daemon stop")
-    yield Check(name="repair", state="ok", message=str(repair(paths.database(home))))
+    path = Path(paths.database(home))
+    if not list(path.parent.glob(path.name + "*")):
+        yield Check(name="repair", state="ok", message="nothing is stored yet, so nothing is damaged")
+        return
+    done = repair(str(path))
+    if done.healthy:
+        yield Check(name="repair", state="ok", message="the store is whole; nothing was touched")
+        return
+    origin = f"restored from {done.restored_from}" if done.restored_from else "there was no copy: the store began empty"
+    salvaged = sum(done.salvaged.values())
+    told = f"{origin}, {plural(salvaged, 'newer row')} saved from the damaged file"
+    yield Check(
+        name="repair",
+        state="warn" if done.lost or done.unreadable else "ok",
+        message=f"{told}, {plural(done.lost, 'transaction')} lost" if done.lost else told,
+        hint=f"unreadable: {', '.join(done.unreadable)}" if done.unreadable else "",
+    )
+    if done.moved:
+        yield Check(name="repair", state="ok", message=f"the damaged files are kept: {', '.join(done.moved)}")
 
 
 def _offline(here: Terminal, quiet: bool) -> Iterator[Check]:
