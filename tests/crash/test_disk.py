@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,14 +73,20 @@ def test_a_full_disk_loses_nothing(small: Home) -> None:
     assert set(world.rows()) >= {before["dispatch_id"], after["dispatch_id"]}
 
 
-def test_the_disk_fills_while_an_agent_works(small: Home) -> None:
+@pytest.mark.parametrize("die", [False, True])
+def test_the_disk_fills_while_an_agent_works(small: Home, die: bool) -> None:
     world = World(small, seconds=1.0)
     reply = world.dispatch("task during")
     assert reply is not None
     while not world.executions():
         small.run("watch", "--timeout", "1", "--json", code=None)
     ballast = fill(small.core)
-    small.kill_daemon()
+    if die:
+        small.kill_daemon()
+    else:
+        deadline = time.monotonic() + 30
+        while not small.json("status")["warnings"] and time.monotonic() < deadline:
+            small.run("watch", "--timeout", "1", "--json", code=None)
     ballast.unlink()
     row = world.settle()[reply["dispatch_id"]]
     # What the agent could not write it did not write; what it said and did before is there, and the state is true.

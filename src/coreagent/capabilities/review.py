@@ -11,7 +11,7 @@ from coreagent.capabilities.control import move_reply
 from coreagent.capabilities.status import find_any
 from coreagent.capability import EVERYONE, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, cleanup
+from coreagent.dispatch import bring, cleanup, logbook
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
@@ -21,7 +21,7 @@ from coreagent.git.cache import is_ancestor
 from coreagent.git.inspect import inspect
 from coreagent.git.snapshot import live_diff
 from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, Stage, State
-from coreagent.models.report import AcceptReply, DiffReply, LogEntry, LogReply, MoveReply, RescueRow
+from coreagent.models.report import AcceptReply, DiffReply, LogReply, MoveReply, RescueRow
 
 DIFF_MAX = 4 << 20
 
@@ -68,25 +68,31 @@ async def diff(core: Core, workspace: str, stat: bool = False) -> DiffReply:
 
 
 @capability("logs", cli="logs", roles=EVERYONE, read_only=True)
-async def logs(core: Core, workspace: str, attempt: int | None = None, after: str = "", limit: int = 1000) -> LogReply:
-    """Read what an agent said and did, from its recorded output. `after` is the `next` of an earlier reply."""
+async def logs(
+    core: Core, workspace: str, attempt: int | None = None, after: str = "", limit: int = 1000, tail: int = 0
+) -> LogReply:
+    """Read what an agent said and did, from its recorded output.
+
+    `after` is the `next` of an earlier reply; `tail` starts with the last that many lines instead of the first.
+    """
     found = await find_any(core, workspace)
     live = core.engine.live.get(found.id)
     n = attempt if attempt is not None else found.attempts
-    live_now = live is not None and live.attempt.n == n
-    if live_now and live is not None:
-        directory = live.directory
-    else:
-        directory = _log_directory(core, found, n)
-    skip = int(after) if after.isdigit() else 0
-    entries, more = await asyncio.to_thread(_read_log, found, directory, n, skip, min(max(limit, 1), 10_000))
-    error = await asyncio.to_thread(_stderr, directory)
+    running = live is not None and live.attempt.n == n
+    directory = live.directory if live is not None and running else _log_directory(core, found, n)
+    place, skipped = logbook.Place.parse(after), 0
+    if tail > 0 and not after:
+        place, skipped = await asyncio.to_thread(logbook.tail_place, directory / "out", tail)
+    parser = runners.load(found.runner).parser()
+    most = min(max(limit, 1), 10_000)
+    page = await asyncio.to_thread(logbook.read_page, directory / "out", parser, n, place, most, whole_lines=running)
     return LogReply(
         workspace=found.workspace,
-        entries=entries,
-        next=str(skip + len(entries)),
-        live=live_now and not more,
-        stderr=error,
+        entries=page.entries,
+        next=str(page.next),
+        live=running and not page.more,
+        skipped_bytes=skipped,
+        stderr=await asyncio.to_thread(logbook.stderr_tail, directory / "err"),
     )
 
 
@@ -99,34 +105,6 @@ def _log_directory(core: Core, found: Dispatch, n: int) -> Path:
         return archived
     spool = core.engine.attempts.get(found.id)
     return Path(paths.attempt_dir(core.home, spool.id)) if spool and spool.n == n else kept
-
-
-def _read_log(found: Dispatch, directory: Path, n: int, skip: int, limit: int) -> tuple[list[LogEntry], bool]:
-    """Entries `skip`..`skip+limit` of the parsed output. Read again each time: nothing is kept twice."""
-    parser = runners.load(found.runner).parser()
-    entries: list[LogEntry] = []
-    seen = 0
-    try:
-        with (directory / "out").open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n") and found.state in ACTIVE:
-                    break
-                for event in parser.feed(line):
-                    seen += 1
-                    if seen > skip:
-                        entries.append(LogEntry(attempt=n, offset=seen, event=event))
-                    if len(entries) >= limit:
-                        return entries, True
-    except FileNotFoundError:
-        pass
-    return entries, False
-
-
-def _stderr(directory: Path) -> str:
-    try:
-        return (directory / "err").read_bytes()[-8000:].decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 @capability("accept", cli="accept", destructive=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Minutes to wait after the n-th rate limit in a row whose reset nobody named (domain.md).
 BACKOFF_MINUTES = (1, 5, 15, 60)
+RETRY_MIN_S = 1.0
+RETRY_MAX_S = 30.0
 RESET_MIN = timedelta(seconds=1)
 RESET_MAX = timedelta(days=8)
 
@@ -116,14 +118,29 @@ async def mark_started(
     return dispatch, attempt
 
 
-async def follow(
-    engine: Engine, dispatch: Dispatch, attempt: Attempt, live: LiveAttempt, shim: attempts.Shim
-) -> None:
+async def follow(engine: Engine, dispatch: Dispatch, attempt: Attempt, live: LiveAttempt, shim: attempts.Shim) -> None:
     """Read along until the attempt has ended, which may be at once, then settle it."""
     ended = await live.follow(shim)
     engine.core.crash_point("exited")
     outcome = live.parser.end(ended.code, ended.signal, live.stderr_tail())
-    await settle(engine, dispatch, attempt, live, ended, outcome)
+    await surely(engine, dispatch, lambda: settle(engine, dispatch, attempt, live, ended, outcome))
+
+
+async def surely(engine: Engine, dispatch: Dispatch, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a step that may be run twice, again and again while the disk is full: an ending must not get lost."""
+    delay = RETRY_MIN_S
+    while True:
+        try:
+            await step()
+            engine.troubles.pop(dispatch.id, None)
+            return
+        except CoreAgentError as error:
+            if error.slug not in ("no_space", "store_write_failed"):
+                raise
+            engine.troubles[dispatch.id] = f"the end of {dispatch.workspace} cannot be written yet: {error.message}"
+            log.warning("%s (%s)", engine.troubles[dispatch.id], error.cause)
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, RETRY_MAX_S)
 
 
 async def settle(
@@ -239,10 +256,18 @@ async def _never_started(
     """End an attempt whose agent was not executed."""
     now = engine.core.now()
     ended = attempt.model_copy(update={"ended_at": now, "reason": verdict.reason})
-    dispatch = engine.board[dispatch.id]
-    await engine.update(
-        dispatch, attempt=ended, state=verdict.state, reason=verdict.reason, detail=verdict.detail, ended_at=now
-    )
+
+    async def write() -> None:
+        await engine.update(
+            engine.board[dispatch.id],
+            attempt=ended,
+            state=verdict.state,
+            reason=verdict.reason,
+            detail=verdict.detail,
+            ended_at=now,
+        )
+
+    await surely(engine, dispatch, write)
     await asyncio.to_thread(_remove_spool, live.directory)
     if verdict.state is not State.QUEUED:
         await asyncio.to_thread(environment.forget, engine.core.home, dispatch.id)

@@ -88,6 +88,8 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
     try:
         taken = await take_snapshot(core, dispatch)
     except CoreAgentError as error:
+        if error.slug == "no_space":
+            raise  # that will pass; the caller tries again
         log.warning("snapshot of %s failed: %s (%s)", dispatch.workspace, error.message, error.cause)
         detail = f"{error.message} {error.cause}".strip()
         return Home(Harvest(status="rejected", branch=dispatch.branch, reason=error.slug, detail=detail[:400]), True)
@@ -129,6 +131,8 @@ def _harvest(home: str, dispatch: Dispatch, harvest: Harvest) -> Harvest:
     try:
         git_harvest.harvest(cache, Path(dispatch.repo_path), dispatch.branch, harvest.sha, expected)
     except CoreAgentError as error:
+        if error.slug == "no_space":
+            raise
         return _rejected(harvest, error.slug, f"{error.message} {error.cause}".strip())
     return harvest
 

@@ -68,6 +68,8 @@ class Engine:
         """Attempts that this daemon follows, by dispatch id."""
         self.bases: dict[str, Base] = {}
         """What intake found out about a repository, so that preparation need not look again."""
+        self.troubles: dict[str, str] = {}
+        """What the daemon cannot do right now, by dispatch id, for `status`."""
         self.draining = False
         self.stopping = False
         self._seq = 0

@@ -122,6 +122,7 @@ def warnings(engine: Engine) -> list[str]:
     if core.store.ephemeral:
         said.append(f"state is in memory only and ends with the daemon: {core.store.why}")
     said += core.problems
+    said += engine.troubles.values()
     if "frozen" in engine.controls:
         said.append("the queue is frozen; `core-agent queue start` lets it go on")
     if engine.draining:

@@ -170,6 +170,8 @@ class LogReply(BaseModel):
     next: str = ""
     """Pass as `after` to go on."""
     live: bool = False
+    skipped_bytes: int = 0
+    """How much output lies before the first entry, when only the end was asked for."""
     stderr: str = ""
 
 

@@ -231,9 +231,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the agent stops.")] = False,
     attempt: Annotated[int | None, typer.Option(help="Only this attempt (1 is the first).")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The whole text of every event, not one line of it.")] = False,
+    tail: Annotated[int, typer.Option(help="Start with the last N lines; 0 is all of them.")] = 1000,
     as_json: JsonLines = False,
 ) -> None:
-    """Show what the agent said and did.
+    """Show what the agent said and did, its last thousand lines unless --tail says otherwise.
 
     With --json one document; with --json and -f JSON Lines, one entry per line.
     """
@@ -241,7 +242,9 @@ def logs(
     ticks = None
     document: LogReply | None = None
     while True:
-        reply: LogReply = session().call("logs", workspace=workspace, attempt=attempt, after=after)
+        reply: LogReply = session().call("logs", workspace=workspace, attempt=attempt, after=after, tail=tail)
+        if reply.skipped_bytes and not as_json:
+            say([f"... {reply.skipped_bytes:,} bytes before this; --tail 0 shows all"])
         after = reply.next or after
         if as_json and not follow:
             document = _joined(document, reply)
