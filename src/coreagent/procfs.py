@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 TYPE_CHECKING = False  # `typing` would cost the shim more than all of its other imports
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ MARKER = "CORE_AGENT_ATTEMPT"
 class Proc:
     """What /proc/<pid>/stat says of one process. `dead`: a zombie, with no thread left running."""
 
-    __slots__ = ("dead", "name", "pgrp", "pid", "ppid", "start")
+    __slots__ = ("dead", "kernel", "name", "pgrp", "pid", "ppid", "start")
 
     def __init__(self, pid: int, text: bytes) -> None:
         # The name may hold spaces and parentheses itself, so the last ")" closes it.
@@ -31,6 +32,7 @@ class Proc:
         rest = text[right + 2 :].split()
         self.pid, self.name = pid, text[left + 1 : right].decode("utf-8", "replace")
         self.ppid, self.pgrp, self.start = int(rest[1]), int(rest[2]), int(rest[19])
+        self.kernel = bool(int(rest[6]) & 0x200000)  # PF_KTHREAD
         # A main thread that ended shows "Z" although its other threads run on and may fork.
         self.dead = rest[0] in (b"Z", b"X", b"x") and int(rest[17]) <= 1
 
@@ -92,16 +94,21 @@ def is_below(pid: int, root: int) -> bool:
 def marked(attempt: str) -> list[Proc]:
     """Living processes, the caller excepted, that were executed with this attempt's marker in their environment."""
     want, me = f"{MARKER}={attempt}".encode(), os.getpid()
-    found = []
-    for proc in table().values():
-        if proc.dead or proc.pid == me:
-            continue
-        try:
-            environ = slurp(f"/proc/{proc.pid}/environ")
-        except OSError:
-            continue
-        if want in environ.split(b"\0"):
-            found.append(proc)
+    found, unsure = [], [proc for proc in table().values() if not proc.dead and not proc.kernel and proc.pid != me]
+    for _ in range(50):
+        todo, unsure = unsure, []
+        for proc in todo:
+            try:
+                environ = slurp(f"/proc/{proc.pid}/environ")
+                if want in environ.split(b"\0"):
+                    found.append(proc)
+                elif not environ and not slurp(f"/proc/{proc.pid}/cmdline") and look(proc.pid):
+                    unsure.append(proc)  # in the middle of an exec there is neither: look again
+            except OSError:
+                continue
+        if not unsure:
+            break
+        time.sleep(0.001)
     return found
 
 

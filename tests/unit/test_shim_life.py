@@ -109,9 +109,9 @@ def test_an_attempt_leaves_its_files_and_no_secret(base: Path) -> None:
         "err",
         "records",
         "exit",
-        "running.log",
+        "shim.log",
     }
-    assert (folder / "running.log").read_bytes() == b""
+    assert (folder / "shim.log").read_bytes() == b""
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
 
 
