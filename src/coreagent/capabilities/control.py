@@ -59,9 +59,7 @@ async def _stop(core: Core, workspace: str, why: Literal["pause", "cancel", "att
 async def _end_turn(core: Core, found: Dispatch, why: str) -> Dispatch:
     """Stop the live attempt and wait until it is settled."""
     engine = core.engine
-    live = engine.live.get(found.id)
-    if live is not None:
-        await live.stop(why)
+    await engine.end_turn(found.id, why)
     deadline = asyncio.get_running_loop().time() + STOP_WAIT_S
     while engine.board[found.id].state in ACTIVE:
         left = deadline - asyncio.get_running_loop().time()

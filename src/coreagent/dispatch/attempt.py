@@ -74,6 +74,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     runner = runners.load(dispatch.runner)
     live = LiveAttempt(engine, dispatch.workspace, attempt, directory, runner.parser(dispatch.usage, dispatch.cost))
     engine.live[dispatch.id] = live
+    live.stop_requested = engine.stop_wishes.pop(dispatch.id, "")
     try:
         dispatch = await prep.prepare(engine, dispatch, attempt)
         core.crash_point("prepared")
@@ -81,11 +82,11 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         core.mark("planned")
     except CoreAgentError as error:
         reason = Reason.SETUP_FAILED if error.slug == "setup_failed" else Reason.PREP_FAILED
-        await _never_started(engine, dispatch, attempt, live, Verdict(State.FAILED, reason, _one_line(error)))
+        verdict = Verdict(State.FAILED, reason, _one_line(error))
+        await _never_started(engine, dispatch, attempt, live, _stopped(live) or verdict)
         return
-    if live.stop_requested:
-        verdict = judge(Evidence(outcome=Outcome(), stopped_by=live.stop_requested))
-        await _never_started(engine, dispatch, attempt, live, verdict)
+    if stopped := _stopped(live):
+        await _never_started(engine, dispatch, attempt, live, stopped)
         return
     await asyncio.to_thread(launch.write_spec, engine, dispatch, attempt, plan, directory)
     core.crash_point("spec-written")
@@ -95,6 +96,13 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     live.attempt = attempt
     core.crash_point("running")
     await follow(engine, dispatch, attempt, live, shim)
+
+
+def _stopped(live: LiveAttempt) -> Verdict | None:
+    """The verdict on an attempt that a person stopped before its agent was executed."""
+    if not live.stop_requested:
+        return None
+    return judge(Evidence(outcome=Outcome(), stopped_by=live.stop_requested))
 
 
 async def mark_started(

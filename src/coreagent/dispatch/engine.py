@@ -68,6 +68,10 @@ class Engine:
         """Attempts that this daemon follows, by dispatch id."""
         self.bases: dict[str, Base] = {}
         """What intake found out about a repository, so that preparation need not look again."""
+        self.reserved: set[tuple[str, str, str]] = set()
+        """(org, repo, name) of dispatches on their way to the queue."""
+        self.stop_wishes: dict[str, str] = {}
+        """Why an attempt shall stop that is claimed and not yet followed, by dispatch id."""
         self.troubles: dict[str, str] = {}
         """What the daemon cannot do right now, by dispatch id, for `status`."""
         self.draining = False
@@ -291,6 +295,14 @@ class Engine:
             except CoreAgentError as error:
                 log.warning("cleaning failed: %s", error.message)
 
+    async def end_turn(self, dispatch_id: str, why: str) -> None:
+        """Ask for the end of a claimed or running attempt; its settling tells when."""
+        live = self.live.get(dispatch_id)
+        if live is None:
+            self.stop_wishes[dispatch_id] = why
+        else:
+            await live.stop(why)
+
     async def stop(self, mode: str) -> None:
         """`leave`: agents go on. `drain`: wait for running ones. `now`: stop them, keeping their work."""
         self.stopping = True
@@ -300,7 +312,7 @@ class Engine:
             if task is not None:
                 task.cancel()
         if mode == "now":
-            await asyncio.gather(*(one.stop("shutdown") for one in list(self.live.values())))
+            await asyncio.gather(*(self.end_turn(d.id, "shutdown") for d in self.busy()))
         if mode in ("drain", "now"):
             while self._tasks:
                 await asyncio.wait(self._tasks)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreagent import config, runners
+from coreagent import config, paths, runners
 from coreagent.capability import Caller
 from coreagent.content import library
 from coreagent.dispatch import environment, launch, names
 from coreagent.errors import CoreAgentError
+from coreagent.git import ref as refs
 from coreagent.git.inspect import Base, inspect
 from coreagent.git.inspect import resolve as resolve_ref
 from coreagent.models.dispatch import Dispatch, Options, Repo, State
@@ -72,12 +73,13 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     found = await asyncio.to_thread(runner.find, caller.env or core.env, own)
     if chosen.runner != "command":
         found.require()
+    traces = await asyncio.to_thread(names_with_traces, core.home, repo)
     now = core.now()
     made = Dispatch(
         id=core.new_id(),
         org=repo.org,
         repo=repo.name,
-        name=choose_name(engine, repo, request, task),
+        name=choose_name(engine, repo, request, task, traces),
         repo_path=str(base.top),
         base_ref=base.ref if base.kind != "detached" else "",
         base_sha=base.sha,
@@ -197,13 +199,16 @@ def register(engine: Engine, base: Base, org: str = "") -> Repo:
     )
 
 
-def choose_name(engine: Engine, repo: Repo, request: Request, task: str) -> str:
+def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces: set[str]) -> str:
     """The workspace's name: asked for, after the issue or pull request, or made of the task's words; always unique."""
-    taken = [d.name for d in engine.board.values() if (d.org, d.repo) == (repo.org, repo.name)]
+    key = (repo.org, repo.name)
+    open_ones = {d.name for d in engine.board.values() if (d.org, d.repo) == key}
+    open_ones |= {name for org, of_repo, name in engine.reserved if (org, of_repo) == key}
+    taken = open_ones | traces
     options = request.options
     if request.name:
         name = names.check(request.name)
-        if name in taken:
+        if name in open_ones:
             raise CoreAgentError(
                 "workspace_busy",
                 f"there is a workspace {repo.org}/{repo.name}/{name} already",
@@ -215,6 +220,17 @@ def choose_name(engine: Engine, repo: Repo, request: Request, task: str) -> str:
     if options.pr is not None:
         return names.unique(f"pr-{options.pr}", taken)
     return names.unique(names.slug(task), taken)
+
+
+def names_with_traces(home: str, repo: Repo) -> set[str]:
+    """Names whose branch or kept work is still there, so that no new workspace is mistaken for them. Blocking."""
+    git_dir = refs.git_dir_of(Path(repo.path))
+    branches = refs.heads(refs.common_dir_of(git_dir))[1] if git_dir else {}
+    kept = Path(paths.repo_cache(home, repo.org, repo.name), "refs", "core-agent", "work")
+    own = "refs/heads/agent/"
+    return {ref.removeprefix(own) for ref in branches if ref.startswith(own)} | (
+        {entry.name for entry in kept.iterdir()} if kept.is_dir() else set()
+    )
 
 
 def existing_for_issue(engine: Engine, dispatch: Dispatch) -> Dispatch | None:
@@ -242,20 +258,32 @@ async def queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, 
             cause=core.store.why,
             hint="mend that and `core-agent daemon restart`, or dispatch with --ephemeral",
         )
+    # Up to the first await nobody else runs: name and repository are settled here, whoever asks at the same time.
     repo = register(engine, base, dispatch.org if dispatch.org != "local" else "")
-    runner = runners.load(dispatch.runner)
-    settings = launch.runner_settings(core, dispatch.runner)
-    env = allow(caller.env or core.env, runner, settings, core.settings.env.allow)
-    await asyncio.to_thread(environment.save, core.home, dispatch.id, env)
-    core.crash_point("before-queue")
+    dispatch = dispatch.model_copy(update={"repo": repo.name})
+    place = (repo.org, repo.name, dispatch.name)
+    engine.reserved.add(place)
+    try:
+        return await _queue(engine, caller, dispatch, base, repo, held)
+    finally:
+        engine.reserved.discard(place)
+
+
+async def _queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, repo: Repo, held: bool) -> Dispatch:
+    core = engine.core
     key = (repo.org, repo.name)
     new_repo = key not in engine.repos
     engine.repos.setdefault(key, repo)
-    engine.board[dispatch.id] = dispatch
-    engine.bases[dispatch.id] = base
+    runner = runners.load(dispatch.runner)
+    settings = launch.runner_settings(core, dispatch.runner)
+    env = allow(caller.env or core.env, runner, settings, core.settings.env.allow)
     changes: dict[str, Any] = {"state": State.PAUSED, "detail": "prepared, not started"} if held else {}
     extra = [SaveRepo(repo)] if new_repo else []
     try:
+        await asyncio.to_thread(environment.save, core.home, dispatch.id, env)
+        core.crash_point("before-queue")
+        engine.board[dispatch.id] = dispatch
+        engine.bases[dispatch.id] = base
         queued = await engine.update(dispatch, extra=extra, **changes)
     except BaseException:
         engine.board.pop(dispatch.id, None)

@@ -127,6 +127,8 @@ class LiveAttempt:
         self.stop_requested = self.stop_requested or why
         if self.shim is not None:
             await self.shim.cancel(why, self._grace_s)
+        else:
+            await asyncio.to_thread(attempts.sweep, self.attempt.id)  # a setup hook that runs for long
 
     def detach(self) -> None:
         """Let go without touching the agent; it goes on under its shim."""
