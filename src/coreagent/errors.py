@@ -73,7 +73,6 @@ CODES: Final[dict[str, ErrorCode]] = _table(
     ("E2019", "setup_failed", "refused"),
     ("E2020", "ambiguous_workspace", "conflict"),
     ("E2021", "no_identity", "refused"),
-    ("E3001", "dispatch_not_found", "not_found"),
     ("E3002", "illegal_move", "conflict"),
     ("E3003", "nothing_to_resume", "conflict"),
     ("E3004", "workspace_busy", "conflict"),
@@ -109,10 +108,8 @@ CODES: Final[dict[str, ErrorCode]] = _table(
     ("E6009", "home_unsafe", "refused"),
     ("E7001", "settings_invalid", "invalid"),
     ("E7002", "settings_unreadable", "unavailable"),
-    ("E7003", "settings_exist", "conflict"),
     ("E8001", "role_forbidden", "refused"),
     ("E8002", "consent_needed", "refused"),
-    ("E8003", "not_trusted", "refused"),
     ("E8004", "foreign_user", "refused"),
     ("E9001", "internal", "internal"),
 )

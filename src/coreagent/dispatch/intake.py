@@ -73,6 +73,9 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     found = await asyncio.to_thread(runner.find, caller.env or core.env, own)
     if chosen.runner != "command":
         found.require()
+    login = runner.login(caller.env or core.env, own)
+    if login.state == "no":
+        raise CoreAgentError("not_logged_in", f"{chosen.runner} is not logged in", cause=login.how, hint=login.hint)
     traces = await asyncio.to_thread(names_with_traces, core.home, repo)
     now = core.now()
     made = Dispatch(
