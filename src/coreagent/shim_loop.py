@@ -117,7 +117,7 @@ class Shim:
     def catch_signals(self) -> None:
         for fd in (self.wake_r, self.wake_w):
             os.set_blocking(fd, False)
-        # A terminal's or a login session's end is not the agent's; a SIGTERM is a request to cancel.
+        # A terminal's or a login session's end is not the agent's; a SIGTERM is how a machine goes down.
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_IGN)
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
@@ -228,7 +228,7 @@ class Shim:
             said = loads(slurp(f"{self.dir}/cancel", REQUEST_MAX))
             why, grace = str(said["why"]), float(said["grace_s"])
         except (OSError, ValueError, KeyError, TypeError):
-            why, grace = "cancel", self.grace_s
+            why, grace = "shutdown", self.grace_s
         self.cancel(why, grace, 0)
 
     def pump(self, fd: int) -> None:

@@ -302,7 +302,7 @@ def test_signals_of_terminals_and_logouts_do_not_reach_the_agent(base: Path) -> 
         os.kill(running.pid, signal.SIGTERM)
         return await running.wait()
 
-    assert asyncio.run(scenario()).stopped_by == "cancel"
+    assert asyncio.run(scenario()).stopped_by == "shutdown"
 
 
 def test_a_killed_shim_takes_its_agent_along_and_is_reported(base: Path) -> None:

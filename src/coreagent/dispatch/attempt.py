@@ -166,10 +166,12 @@ async def settle(
     question = await asyncio.to_thread(bring.read_note, place.repo, "BLOCKED.md")
     brought = await bring.bring_home(engine, dispatch)
     core.crash_point("brought-home")
+    by_wish = ended.stopped_by in ("pause", "attach", "shutdown") and live.stop_requested == "cancel"
+    stopped_by = "cancel" if by_wish else ended.stopped_by
     verdict = judge(
         Evidence(
             outcome=outcome,
-            stopped_by=ended.stopped_by,
+            stopped_by=stopped_by,
             spawn_error=ended.spawn_error,
             died=ended.died,
             changed=brought.changed,
@@ -182,7 +184,7 @@ async def settle(
             "started_at": attempt.started_at if ended.executed else None,
             "exit_code": ended.code,
             "exit_signal": ended.signal,
-            "stopped_by": ended.stopped_by,
+            "stopped_by": stopped_by,
             "reason": verdict.reason,
             "outcome": outcome.model_copy(update={"last_text": outcome.last_text[-2000:]}),
             "harvest": brought.harvest,

@@ -124,7 +124,9 @@ class LiveAttempt:
 
     async def stop(self, why: str) -> None:
         """Ask for the end of the turn: cancel, pause, attach or shutdown. Before the exec the wish is remembered."""
-        self.stop_requested = self.stop_requested or why
+        # The shim keeps the first reason; what a person said last, and most firmly, is what counts.
+        if why == "cancel" or not self.stop_requested:
+            self.stop_requested = why
         if self.shim is not None:
             await self.shim.cancel(why, self._grace_s)
         else:

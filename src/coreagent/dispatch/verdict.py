@@ -70,7 +70,7 @@ _STOP_TEXT = {
     "cancel": "cancelled by a person",
     "pause": "paused by a person",
     "attach": "handed over to an interactive session",
-    "shutdown": "stopped by `daemon stop --now`",
+    "shutdown": "stopped with its daemon or its machine",
     "timeout": "the wall-clock limit was reached",
     "idle_timeout": "no output for the idle limit",
     "output_limit": "the output limit was reached",
