@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Literal
 
 from coreagent import runners
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import environment, launch, rows
+from coreagent.dispatch import bring, environment, launch, rows
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import POISONED, Reason
@@ -77,8 +78,8 @@ def move_reply(dispatch: Dispatch, note: str = "") -> MoveReply:
 
 
 @capability("attach.plan")
-async def attach_plan(core: Core, caller: Caller, workspace: str) -> AttachReply:
-    """End the headless turn and tell what the person's terminal executes to go on in the same session."""
+async def attach_plan(core: Core, caller: Caller, workspace: str, dry_run: bool = False) -> AttachReply:
+    """End the headless turn (not with `dry_run`) and tell what the person's terminal executes to go on in it."""
     engine = core.engine
     found = engine.find(workspace)
     place = layout(core.home, core.settings, found)
@@ -97,16 +98,32 @@ async def attach_plan(core: Core, caller: Caller, workspace: str) -> AttachReply
         resume_session="" if found.reason in POISONED else found.session_id,
         claimed_at=core.now(),
     )
-    await asyncio.to_thread(environment.save, core.home, found.id, env)
-    plan = runner.interactive(launch.make_launch(core, found, attempt, runner, place, found.task))
-    if found.state in ACTIVE:
+    made = launch.make_launch(core, found, attempt, runner, place, found.task)
+    plan = runner.interactive(dataclasses.replace(made, env=env))
+    if dry_run:
+        pass
+    elif found.state in ACTIVE:
         found = await _end_turn(core, found, "attach")
     elif found.state is State.QUEUED:
         found = await engine.update(found, state=State.PAUSED, reason=Reason.PAUSED, detail="attached by a person")
-    await asyncio.to_thread(lay_out, plan)
-    await asyncio.to_thread(environment.forget, core.home, found.id)
+    if not dry_run:
+        await asyncio.to_thread(lay_out, plan)
     told = {"CORE_AGENT_DISPATCH": found.id, "CORE_AGENT_WORKSPACE": found.workspace, "PWD": str(place.repo)}
     return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
+
+
+@capability("attach.done")
+async def attach_done(core: Core, workspace: str) -> MoveReply:
+    """Bring home what a person did in a workspace after `attach` or by hand."""
+    engine = core.engine
+    found = engine.find(workspace)
+    if found.state in ACTIVE or found.state is State.QUEUED:
+        return move_reply(found, "it is at work again")
+    brought = await bring.bring_home(engine, found)
+    extra = bring.rescue_rows(found, brought.harvest, found.reason, core.now())
+    moved = await engine.update(found, extra=extra, harvest=brought.harvest, stage=bring.stage_of(brought.harvest))
+    files = brought.harvest.files
+    return move_reply(moved, f"{files} changed file{'s' if files != 1 else ''} on {found.branch}" if files else "")
 
 
 @capability("queue.list", cli="queue list", read_only=True)

@@ -22,7 +22,7 @@ from coreagent.dispatch.verdict import Evidence, Verdict, judge
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Outcome, Reason
-from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Harvest, Stage, State
+from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Harvest, State
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -193,8 +193,8 @@ async def settle(
     changes = _ending(engine, dispatch, attempt, verdict, question)
     changes["harvest"] = brought.harvest
     changes["runs"] = dispatch.runs - (0 if ended.executed else 1)
-    changes["stage"] = _stage(brought.harvest)
-    extra = bring.rescue_rows(dispatch, brought.harvest, verdict, ended_at)
+    changes["stage"] = bring.stage_of(brought.harvest)
+    extra = bring.rescue_rows(dispatch, brought.harvest, verdict.reason, ended_at)
     dispatch = await engine.update(
         dispatch, *_messages(dispatch, verdict, brought.harvest, changes), attempt=attempt, extra=extra, **changes
     )
@@ -239,10 +239,6 @@ def _wait_for_reset(dispatch: Dispatch, outcome: Outcome, now: datetime) -> dict
         "next_prompt": "Continue where you left off.",
         "ended_at": None,
     }
-
-
-def _stage(harvest: Harvest) -> Stage:
-    return {"none": Stage.NONE, "complete": Stage.HARVESTED, "rejected": Stage.HARVEST_REJECTED}[harvest.status]
 
 
 def _messages(dispatch: Dispatch, verdict: Verdict, harvest: Harvest, changes: dict[str, Any]) -> list[events.Message]:

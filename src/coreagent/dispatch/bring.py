@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import paths
-from coreagent.dispatch.verdict import Verdict
 from coreagent.dispatch.workspace import AUTHOR, layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import drop as git_drop
@@ -23,7 +22,8 @@ from coreagent.git import harvest as git_harvest
 from coreagent.git import rescue as git_rescue
 from coreagent.git import snapshot as git_snapshot
 from coreagent.git.check import Limits
-from coreagent.models.dispatch import Dispatch, Harvest
+from coreagent.models.agent import Reason
+from coreagent.models.dispatch import Dispatch, Fate, Harvest, Stage
 from coreagent.models.report import RescueRow
 from coreagent.store.change import SaveRescue
 
@@ -120,6 +120,11 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
     return Home(harvest, changed=True)
 
 
+def stage_of(harvest: Harvest) -> Stage:
+    """Where the pipeline stands after a harvest."""
+    return {"none": Stage.NONE, "complete": Stage.HARVESTED, "rejected": Stage.HARVEST_REJECTED}[harvest.status]
+
+
 def _rejected(harvest: Harvest, slug: str, detail: str) -> Harvest:
     return harvest.model_copy(update={"status": "rejected", "reason": slug, "detail": detail[:400]})
 
@@ -137,11 +142,11 @@ def _harvest(home: str, dispatch: Dispatch, harvest: Harvest) -> Harvest:
     return harvest
 
 
-def rescue_rows(dispatch: Dispatch, harvest: Harvest, verdict: Verdict, at: datetime) -> list[SaveRescue]:
+def rescue_rows(dispatch: Dispatch, harvest: Harvest, reason: Reason | None, at: datetime) -> list[SaveRescue]:
     """The store's row of a rescue ref that a harvest made."""
     if not harvest.rescue_ref:
         return []
-    return [_row(dispatch, harvest.rescue_ref, harvest.sha, harvest.reason or str(verdict.reason or ""), harvest, at)]
+    return [_row(dispatch, harvest.rescue_ref, harvest.sha, harvest.reason or str(reason or ""), harvest, at)]
 
 
 def _row(dispatch: Dispatch, ref: str, sha: str, reason: str, harvest: Harvest, at: datetime) -> SaveRescue:
@@ -160,13 +165,26 @@ def _row(dispatch: Dispatch, ref: str, sha: str, reason: str, harvest: Harvest, 
 
 
 async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue]:
-    """Put the tip of a workspace that is about to go under a rescue ref; returns the rows to store with the change."""
+    """Keep what a workspace that is about to go holds and nobody has: returns the rows to store with the change.
+
+    That is its harvested tip unless it was accepted, and whatever was done in it since (by hand, or in `attach`).
+
+    Raises: no_space, git_failed; then the workspace must stay.
+    """
     core, harvest = engine.core, dispatch.harvest
-    if harvest.status != "complete" or not harvest.sha:
-        return []
+    place = layout(core.home, core.settings, dispatch)
+    landed = {dispatch.start_sha or dispatch.base_sha}
+    if dispatch.fate is Fate.ACCEPTED:
+        landed.add(harvest.sha)
+    tips = {harvest.sha} if harvest.status == "complete" else set()
+    if await asyncio.to_thread(place.prepared.exists):
+        tips.add((await take_snapshot(core, dispatch)).sha)
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
-    kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, harvest.sha)
-    return [_row(dispatch, kept.ref, harvest.sha, "let_go", harvest, core.now())]
+    rows = []
+    for sha in sorted(tips - landed - {""}):
+        kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, sha)
+        rows.append(_row(dispatch, kept.ref, sha, "let_go", harvest, core.now()))
+    return rows
 
 
 def drop_branch(dispatch: Dispatch) -> None:

@@ -68,9 +68,7 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
     archive = Path(paths.archive_dir(core.home, dispatch.id))
-    extra: Sequence[Any] = ()
-    if dispatch.fate is not Fate.ACCEPTED:
-        extra = await bring.keep_tip(engine, dispatch)
+    extra: Sequence[Any] = await bring.keep_tip(engine, dispatch)
     if dispatch.fate is not Fate.OPEN:
         await asyncio.to_thread(bring.drop_branch, dispatch)
     core.crash_point("before-archive")

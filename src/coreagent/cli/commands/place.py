@@ -22,7 +22,7 @@ from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views.text import one_line
 from coreagent.errors import CoreAgentError
-from coreagent.models.report import AttachReply, WorkspaceShow
+from coreagent.models.report import AttachReply, MoveReply, WorkspaceShow
 
 # What the person's terminal needs to be drawn on; an agent's own environment does not have it.
 _TERMINAL_NAMES = ("TERM", "COLORTERM", "TERM_PROGRAM", "LANG", "LC_ALL", "LC_CTYPE", "COLUMNS", "LINES", "NO_COLOR")
@@ -63,13 +63,16 @@ def attach(
     here = terminal()
     if not (dry_run or as_json or here.interactive):
         raise CoreAgentError("no_terminal", "attach needs a terminal", hint="core-agent logs -f follows without one")
-    plan: AttachReply = session().call("attach.plan", workspace=workspace)
+    plan: AttachReply = session().call("attach.plan", workspace=workspace, dry_run=dry_run or as_json)
     if dry_run or as_json:
         words = {"argv": plan.argv, "cwd": plan.cwd, "env": plan.env}
         answer(words, as_json, lambda t: [f"cd {shlex.quote(plan.cwd)} && {shlex.join(plan.argv)}"])
         return
     here.flush()
     code = _in_foreground(plan.argv, plan.cwd, _with_terminal(plan.env, here.env))
+    done: MoveReply = session().call("attach.done", workspace=workspace)
+    if done.note:
+        say([done.note])
     say([paint().dim(f"go on headless: core-agent resume {one_line(workspace)}")])
     raise typer.Exit(code)
 
