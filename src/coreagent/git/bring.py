@@ -86,13 +86,14 @@ def bring_included(base: Base, repo_dir: Path, limits: BringLimits) -> tuple[lis
         "ls-files", "-z", "--others", "--ignored", "--exclude-from=.worktreeinclude",
         cwd=base.top, env=environment(),
     ).out  # fmt: skip
-    # Their own global excludes count too: that is where people put `.env`.
-    ignored = git("check-ignore", "-z", "--stdin", cwd=base.top, env=environment(user_config=True), stdin=wanted,
-                  ok=(0, 1)).out  # fmt: skip
+    # Their own global excludes count too: that is where people put `.env`. "./" keeps a name from being pathspec magic.
+    asked = b"".join(b"./" + path + b"\0" for path in wanted.split(b"\0") if path)
+    env = environment(user_config=True, extra={"GIT_LITERAL_PATHSPECS": "0"})
+    ignored = git("check-ignore", "-z", "--stdin", cwd=base.top, env=env, stdin=asked, ok=(0, 1)).out
     done: list[str] = []
     skipped: list[str] = []
     total = 0
-    for path in _paths(ignored):
+    for path in (name.removeprefix("./") for name in _paths(ignored)):
         source = _source(base.top, path)
         if source is None or "\n" in path:
             skipped.append(f"{path}: not a file")

@@ -126,10 +126,10 @@ def fill(cache: Path, sha: str, work_tree: Path, index: Path, meanwhile: Callabl
     args = ("read-tree", "-u", "--reset", sha)
     env = environment(git_dir=cache, work_tree=work_tree, index=index, config=[
         ("core.bare", "false"),
-        # Writing files waits on the file system, not on the processor: more writers than cores pay off.
-        ("checkout.workers", str(min(8, 2 * (os.cpu_count() or 1)))),
-        ("checkout.thresholdForParallelism", "500"),
-        *_DARWIN,
+        # Many files wait on the disk: a few writers win back more than starting them costs. Few files do not.
+            ("checkout.workers", "4"),
+            ("checkout.thresholdForParallelism", "5000"),
+            *_DARWIN,
     ])  # fmt: skip
     with start(*args, cwd=work_tree, env=env, stdin=subprocess.DEVNULL) as process:
         meanwhile()

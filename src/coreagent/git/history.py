@@ -35,8 +35,10 @@ class History:
     problems: list[Problem] = field(default_factory=list)
 
 
-def read_history(cache: Path, repo_dir: Path, start: str, known: set[str]) -> History:
-    """Bring the agent's commits into the cache. `known` are commits that are there already.
+def read_history(cache: Path, repo_dir: Path, start: str, theirs: set[str], previous: str) -> History:
+    """Bring the agent's commits into the cache.
+
+    `theirs` are commits of the user's that are there already, `previous` is what an earlier snapshot made.
 
     Raises: no_space, git_timeout.
     """
@@ -47,17 +49,19 @@ def read_history(cache: Path, repo_dir: Path, start: str, known: set[str]) -> Hi
         return history
     history.sparse = (git_dir / "info" / "sparse-checkout").is_file()
     _, found = refs.heads(git_dir)
-    tips = {name: sha for name, sha in found.items() if sha not in known and sha != start}
+    work = {name: sha for name, sha in found.items() if sha not in theirs and sha != start}
+    tips = {name: sha for name, sha in work.items() if sha != previous}
     if len(tips) > _MOST_REFS:
         tips = dict(sorted(tips.items(), key=lambda item: item[0] != "HEAD")[:_MOST_REFS])
     if tips:
         tips = _import(cache, git_dir / "objects", tips, start, history)
     head = found.get("HEAD", start)
-    if head in known or head in tips.values():
+    there = {start, previous, *theirs, *tips.values()}
+    if head in there:
         history.tip = head
     elif head != start and not any(problem.slug == "damaged_history" for problem in history.problems):
         history.problems.append(Problem("damaged_history", "HEAD", "the commit is not there"))
-    history.others = {name: sha for name, sha in tips.items() if name != "HEAD" and sha != history.tip}
+    history.others = {name: sha for name, sha in work.items() if sha in there and name != "HEAD" and sha != history.tip}
     return history
 
 

@@ -88,7 +88,7 @@ def _snapshot(
     limits: Limits,
 ) -> Snapshot:
     previous = _noted(cache, WORK + name)
-    history = read_history(cache, repo_dir, start, {start, previous, *bases(cache)} - {""})
+    history = read_history(cache, repo_dir, start, set(bases(cache)), previous)
     problems = list(history.problems)
     tip = history.tip
     squash = False
@@ -194,7 +194,7 @@ def _judge_history(cache: Path, start: str, tip: str, record: Record) -> tuple[b
 
 def _move_index(cache: Path, index: Path, tip: str, links: list[str]) -> None:
     """Bring the index to the agent's tip, keeping what it knows of unchanged files; nested repositories go."""
-    git("read-tree", "-m", tip, cwd=cache, env=environment(git_dir=cache, index=index))
+    git("read-tree", "-i", "-m", tip, cwd=cache, env=environment(git_dir=cache, index=index))
     if links:
         stage(cache, cache, index, links, [])
 
