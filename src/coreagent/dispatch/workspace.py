@@ -10,10 +10,10 @@ from coreagent.config import Settings
 from coreagent.git.author import Author
 from coreagent.models.dispatch import Dispatch
 
-# What the daemon and the agents' CLIs put into the checkout; never part of a commit.
 AUTHOR = Author("core-agent", "agent@core-agent.invalid")
 """Whose name an agent's commits bear."""
 
+# What the daemon and the agents' CLIs put into the checkout; never part of a commit.
 SIDECARS = ("BLOCKED.md", "ANSWER.md", ".claude/", ".codex/", ".gemini/", ".opencode/")
 
 
