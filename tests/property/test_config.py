@@ -11,8 +11,8 @@ from coreagent.errors import CoreAgentError
 PIECES = st.sampled_from(
     [
         "dispatch", "concurrency", "claude", "agents", "runner", "env", "allow", "timeout_s", "version", ":", ": ",
-        "\n", "\n  ", "\n    ", "- ", "[", "]", "{", "}", ",", "1", "-1", "x", "&a", "*a", "!!str", "'", '"', "#", "|", ">",
-        "\t", "? ", "<<", "~", "\x00", "é", "\ud800", "---", "...", "%",
+        "\n", "\n  ", "\n    ", "- ", "[", "]", "{", "}", ",", "1", "-1", "x", "&a", "*a", "!!str", "'", '"', "#",
+        "|", ">", "\t", "? ", "<<", "~", "\x00", "é", "\ud800", "---", "...", "%",
     ]
 )  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=60)
