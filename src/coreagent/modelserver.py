@@ -31,6 +31,7 @@ from coreagent.wires import anthropic
 
 # Where the CLIs tell the model about their directory.
 _CWD: Final = re.compile(r"(?:[Ww]orking directory|cwd)\s*[:=]\s*(/[^\n<]*)")
+_IN: Final = re.compile(r"\{in (\d+(?:\.\d+)?)\}")
 _SECRETS: Final = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
 BODY_LIMIT: Final = 64 * 1024 * 1024
 
@@ -57,6 +58,7 @@ class Step:
     """An HTTP status instead of an answer."""
     message: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    """`{in N}` in a value becomes the Unix time N seconds after the answer."""
     cut: bool = False
     """Drop the connection in the middle of the stream."""
     hang: bool = False
@@ -279,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(
                 step.error,
                 anthropic.encode_error(step.error, step.message or f"scripted error {step.error}"),
-                headers=step.headers,
+                headers=_timed(step.headers),
             )
             return
         reply = _reply(step, request)
@@ -288,14 +290,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif step.cut:
             self.close_connection = True
         else:
-            self._json(200, anthropic.encode_reply(reply), headers=step.headers)
+            self._json(200, anthropic.encode_reply(reply), headers=_timed(step.headers))
 
     def _stream(self, reply: anthropic.Reply, step: Step) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         # Chunked, so that a cut stream is seen as cut and not as a short one.
         self.send_header("transfer-encoding", "chunked")
-        for name, value in step.headers.items():
+        for name, value in _timed(step.headers).items():
             self.send_header(name, value)
         self.end_headers()
         for event in anthropic.stream_events(reply):
@@ -322,6 +324,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _timed(headers: Mapping[str, str]) -> dict[str, str]:
+    now = time.time()
+    return {name: _IN.sub(lambda m: str(round(now + float(m[1]))), value) for name, value in headers.items()}
 
 
 def _reply(step: Step, request: anthropic.Request) -> anthropic.Reply:

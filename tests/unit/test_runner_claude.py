@@ -220,6 +220,7 @@ def test_cost_of_older_versions_is_the_difference_of_totals(total: float, previo
     [
         (NOW + 7200, NOW + 7200),
         (NOW - 50, NOW + RESET_MIN_S),
+        (NOW - 70, None),
         ((NOW + 7200) * 1000, NOW + RESET_MAX_S),
         (None, None),
         ("soon", None),

@@ -74,8 +74,10 @@ REFUSALS: Final = (
         Reason.CONFIGURATION,
     ),
 )
-# How far ahead a reset is believed: a little more than the longest window there is (seven days).
-RESET_MIN_S: Final = 60.0
+# How far ahead a reset is believed: a little more than the longest window there is (seven days). One that is long over
+# is no reset at all, or an agent would be sent away every second by a provider whose clock is wrong.
+RESET_MIN_S: Final = 1.0
+RESET_PAST_S: Final = 60.0
 RESET_MAX_S: Final = 8 * 86400.0
 
 
@@ -219,7 +221,8 @@ class ClaudeParser(Parser):
         resets_at = None
         if isinstance(resets, int | float) and not isinstance(resets, bool):
             now = self._clock()
-            resets_at = min(max(float(resets), now + RESET_MIN_S), now + RESET_MAX_S)
+            if resets > now - RESET_PAST_S:
+                resets_at = min(max(float(resets), now + RESET_MIN_S), now + RESET_MAX_S)
         if status == "rejected":
             self._resets_at = resets_at
         window = text_of(info.get("rateLimitType")).replace("_", " ")
