@@ -10,7 +10,6 @@ import random
 import time
 
 import pytest
-
 from tests.support.home import Home
 from tests.support.world import World, kill, shims_of
 

@@ -74,7 +74,9 @@ async def _end_turn(core: Core, found: Dispatch, why: str) -> Dispatch:
 
 
 def move_reply(dispatch: Dispatch, note: str = "") -> MoveReply:
-    return MoveReply(workspace=dispatch.workspace, state=dispatch.state, reason=dispatch.reason, note=note)
+    return MoveReply(
+        workspace=dispatch.workspace, state=dispatch.state, reason=dispatch.reason, fate=dispatch.fate, note=note
+    )
 
 
 @capability("attach.plan")

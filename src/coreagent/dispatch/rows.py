@@ -36,7 +36,7 @@ def row(engine: Engine, dispatch: Dispatch, waiting_for: str | None = None) -> W
     last = outcome or (attempt.outcome if attempt else None)
     active = dispatch.state in ACTIVE
     cost = dispatch.cost
-    if outcome is not None and outcome.cost.usd is not None:
+    if active and outcome is not None and outcome.cost.usd is not None:
         cost = cost.model_copy(update={"usd": (cost.usd or 0.0) + outcome.cost.usd, "source": outcome.cost.source})
     return WorkspaceRow(
         workspace=dispatch.workspace,

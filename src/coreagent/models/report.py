@@ -129,6 +129,7 @@ class MoveReply(BaseModel):
     workspace: str
     state: State
     reason: Reason | None = None
+    fate: Fate = Fate.OPEN
     note: str = ""
 
 
