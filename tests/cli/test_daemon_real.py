@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,3 +60,28 @@ def test_names_added_in_the_settings_travel_from_the_next_command_on(home: Home)
     (home.core / "agents.yaml").write_text("env:\n  allow: [MY_TOKEN]\n")
     home.run("status")
     assert names.read_text() == "MY_TOKEN\n"
+
+
+def test_a_daemon_whose_files_were_removed_is_found_again(home: Home) -> None:
+    """Any process of the same user can remove them; the daemon stays the same one and goes on."""
+    home.run("status")
+    first = home.daemon_pid
+    socket = home.core / "run" / "daemon.sock"
+    socket.unlink()
+    assert home.json("daemon", "status")["pid"] == first
+    socket.unlink()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(r["counts"]["running"] == 0 for r in pool.map(lambda _: home.json("status"), range(4)))
+    socket.unlink()
+    socket.write_text("something else")
+    home.run("status")
+    (home.core / "run" / "daemon.lock").unlink()
+    socket.unlink()
+    home.run("status")
+    assert home.daemon_pid == first
+    shutil.rmtree(home.core / "run")
+    home.run("status")
+    assert home.daemon_pid == first
+    socket.unlink()
+    assert home.json("daemon", "stop")["mode"] == "leave"
+    assert home.daemon_pid == 0

@@ -10,11 +10,12 @@ import fcntl
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from coreagent import paths, wire
 from coreagent.daemon import house
@@ -22,6 +23,7 @@ from coreagent.errors import CoreAgentError
 
 GIVE_WAY_S = 30.0
 """How long a daemon that stops may take before a new one gives up waiting for its lock."""
+CALL_AGAIN_S = 1.0
 READY_S = 60.0
 LOG_MAX = 5 << 20
 
@@ -54,10 +56,13 @@ def launch(home: str) -> None:
         failure = _failure_since(descriptor, asked)
         if failure is not None:
             raise failure
-        _wait_for_lock(home)
+        if call_back(home):
+            return
         try:
             _spawn(home)
         except CoreAgentError as error:
+            if _without_a_place(error, home) and call_back(home, error.data["pid"]):
+                return
             _record(descriptor, error)
             raise
 
@@ -69,6 +74,8 @@ def reach(home: str, *, start: bool = True) -> Iterator[socket.socket]:
     Raises: as `launch`; daemon_unreachable; foreign_user.
     """
     house.check_length(home)
+    if not start:
+        call_back(home)
     for last in (not start, True):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -77,7 +84,8 @@ def reach(home: str, *, start: bool = True) -> Iterator[socket.socket]:
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 if last:
                     raise unreachable(home, error) from None
-                launch(home)
+                if start:
+                    launch(home)
                 continue
             except OSError as error:
                 raise unreachable(home, error) from None
@@ -138,20 +146,38 @@ def _failure_since(descriptor: int, asked: float) -> CoreAgentError | None:
         return None
 
 
-def _wait_for_lock(home: str) -> None:
-    """Let a daemon that is about to end get to its end."""
-    pid = house.holder(home)
+def call_back(home: str, known: int = 0) -> bool:
+    """Wait until the daemon that holds this home answers (True) or is gone (False), the first of both.
+
+    `known` is its pid where the lock does not tell. It may be starting, stopping, or live where nobody finds it,
+    because someone removed its socket: a SIGHUP makes it take its place again, and means nothing to it otherwise.
+
+    Raises: daemon_start_failed when it does neither in time.
+    """
     deadline = time.monotonic() + GIVE_WAY_S
-    while pid and time.monotonic() < deadline:
-        if not ended(pid, deadline - time.monotonic()):
-            break
-        pid = house.holder(home)
-    if pid:
-        raise CoreAgentError(
-            "daemon_start_failed",
-            f"the daemon (pid {pid}) holds {home} but does not answer",
-            hint=f"core-agent daemon logs; if it hangs, kill {pid}: running agents are not touched",
-        )
+    call_at = 0.0
+    while pid := known or house.holder(home):
+        if answers(home):
+            return True
+        if time.monotonic() >= call_at:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+            call_at = time.monotonic() + CALL_AGAIN_S
+        # The kernel tells when it ends; that it listens nobody tells, so that is looked at in between.
+        if ended(pid, 0.02) and (known or house.holder(home) in (0, pid)):
+            return False
+        if time.monotonic() > deadline:
+            raise CoreAgentError(
+                "daemon_start_failed",
+                f"the daemon (pid {pid}) holds {home} but does not answer",
+                hint=f"core-agent daemon logs; if it hangs, kill {pid}: running agents are not touched",
+            )
+    return False
+
+
+def _without_a_place(error: CoreAgentError, home: str) -> bool:
+    """Whether the store is held by a daemon of this home whose lock was removed: no other process gets our signal."""
+    return error.slug == "store_locked" and f"-m coreagent.daemon --home {home}" in str(error.data.get("command", ""))
 
 
 def ended(pid: int, timeout_s: float) -> bool:

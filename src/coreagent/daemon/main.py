@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from coreagent import paths
 from coreagent.daemon import house, launch
+from coreagent.daemon.door import Door, renewed
 from coreagent.daemon.server import Leaving, RunCommand, ServeMcp, Server
 from coreagent.errors import CoreAgentError
 
@@ -71,6 +72,8 @@ def _options() -> argparse.ArgumentParser:
 def run(home: str, *, ready: int = -1, inherited: str = "", parts: Parts | None = None) -> int:
     """Be the daemon of this home. Returns the exit code, unless the process becomes another release."""
     os.umask(0o077)
+    # Whoever misses our socket says so by SIGHUP, maybe before we can hear it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _raise_descriptor_limit()
     if ready >= 0:
@@ -111,9 +114,9 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
         await core.engine.start()
         names = PassedNames(home, core)
         names.changed()
-        listener = inherited or house.listen(home)
-        server = Server(core, home, listener, parts.run, parts.mcp, names.changed)
-        _on_signals(server)
+        door = Door(home, lock, inherited or house.listen(home))
+        server = Server(core, home, door.listener, parts.run, parts.mcp, names.changed)
+        _on_signals(server, door)
         server.start()
         wished = asyncio.create_task(_heed(core, server), name="heed stop")
         log.info("core-agent %s serves %s (pid %d)", paths.VERSION, home, os.getpid())
@@ -128,7 +131,7 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
         core.bus.close()
         await asyncio.to_thread(core.store.close)
     if leaving.executable:
-        _become(leaving.executable, home, lock, listener)
+        _become(leaving.executable, home, door)
     # The path goes first: whoever comes from now on starts the next daemon, which waits for our lock.
     Path(paths.daemon_socket(home)).unlink(missing_ok=True)
     await server.send_away()
@@ -155,21 +158,22 @@ async def _drain(core: Any, server: Server) -> Leaving:
     return Leaving(mode="drain")
 
 
-def _become(executable: str, home: str, lock: int, listener: socket.socket) -> None:
+def _become(executable: str, home: str, door: Door) -> None:
     """Execute the next release in our place. Agents have their shims; they do not notice."""
-    os.set_inheritable(lock, True)
-    listener.set_inheritable(True)
-    argv = [*launch.command(home, executable), "--inherit", f"{lock},{listener.fileno()}"]
+    os.set_inheritable(door.lock, True)
+    door.listener.set_inheritable(True)
+    argv = [*launch.command(home, executable), "--inherit", f"{door.lock},{door.listener.fileno()}"]
     log.info("becoming %s", executable)
     sys.stderr.flush()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a handler would not survive the exec, and the default ends us
     os.execv(executable, argv)  # noqa: S606 - no shell wanted
 
 
-def _on_signals(server: Server) -> None:
+def _on_signals(server: Server, door: Door) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: server.leave(Leaving()))
-    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP: nothing to do, settings are read when used"))
+    loop.add_signal_handler(signal.SIGHUP, lambda: server.listen_anew(lambda: renewed(door)))
 
 
 def _say(ready: int, what: bytes) -> None:

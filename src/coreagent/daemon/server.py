@@ -89,6 +89,17 @@ class Server:
             if why.mode != "drain":
                 self._close_door()
 
+    def listen_anew(self, renew: Callable[[], socket.socket | None]) -> None:
+        """Somebody misses us: listen where they look, unless we are about to leave."""
+        if self._shut or (fresh := renew()) is None:
+            return
+        self._accept()  # who came through the old door is let in before it closes
+        self._listen_on(False)
+        self._listener.close()
+        self._listener = fresh
+        if len(self._connections) < CONNECTIONS_MAX:
+            self._listen_on(True)
+
     def _close_door(self) -> None:
         self._shut = True
         self._listen_on(False)
