@@ -76,6 +76,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     engine.live[dispatch.id] = live
     live.stop_requested = engine.stop_wishes.pop(dispatch.id, "")
     try:
+        await engine.apply_settings(dispatch)
         dispatch = await prep.prepare(engine, dispatch, attempt)
         core.crash_point("prepared")
         plan = await launch.plan(engine, dispatch, attempt)

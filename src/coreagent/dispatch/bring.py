@@ -59,7 +59,7 @@ def read_note(repo_dir: Path, name: str) -> str:
 async def take_snapshot(core: Core, dispatch: Dispatch) -> git_snapshot.Snapshot:
     """Commit what is in the workspace now into the daemon's cache, without touching the workspace."""
     place = layout(core.home, core.settings, dispatch)
-    limits = core.settings.harvest
+    limits = core.engine.settings_of(dispatch).settings.harvest
     return await asyncio.to_thread(
         git_snapshot.snapshot,
         Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo)),

@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from coreagent import config, events, paths
-from coreagent.config import SetupHook
 from coreagent.core import Core
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch import claim, cleanup, names, recovery, trust
@@ -68,6 +67,7 @@ class Engine:
         """Attempts that this daemon follows, by dispatch id."""
         self.bases: dict[str, Base] = {}
         """What intake found out about a repository, so that preparation need not look again."""
+        self._applied: dict[str, trust.Applied] = {}
         self.reserved: set[tuple[str, str, str]] = set()
         """(org, repo, name) of dispatches on their way to the queue."""
         self.stop_wishes: dict[str, str] = {}
@@ -142,6 +142,7 @@ class Engine:
     def _remember(self, new: Dispatch, attempt: Attempt | None) -> None:
         if new.workspace_gone:
             self.board.pop(new.id, None)
+            self._applied.pop(new.id, None)
             self.attempts.pop(new.id, None)
             return
         self.board[new.id] = new
@@ -186,13 +187,25 @@ class Engine:
                 return False
             return True
 
-    def setup_hook(self, dispatch: Dispatch) -> SetupHook | None:
-        """The setup hook for a dispatch: the trusted repository's own, else the user's. Blocking (reads a commit)."""
+    async def apply_settings(self, dispatch: Dispatch) -> trust.Applied:
+        """Find out which settings are in force for a dispatch, and remember it for `settings_of`."""
         repo = self.repos.get((dispatch.org, dispatch.repo))
-        own = trust.trusted_settings(repo, dispatch.base_sha) if repo is not None else None
-        if own is not None and own.hooks.setup.run:
-            return own.hooks.setup
-        return self.core.settings.hooks.setup
+        if repo is None:
+            return trust.Applied(self.core.settings)
+        known = self._applied.get(dispatch.id)
+        if known is not None and known.made_from == trust.depends_on(self.core.settings, repo):
+            return known
+        applied = await asyncio.to_thread(trust.apply, self.core.settings, repo, dispatch.base_sha)
+        self._applied[dispatch.id] = applied
+        return applied
+
+    def remember_settings(self, dispatch: Dispatch, applied: trust.Applied) -> None:
+        """Note for `settings_of` what intake found in force."""
+        self._applied[dispatch.id] = applied
+
+    def settings_of(self, dispatch: Dispatch) -> trust.Applied:
+        """The settings in force for a dispatch, as `apply_settings` found them when its attempt began."""
+        return self._applied.get(dispatch.id) or trust.Applied(self.core.settings)
 
     # -- who is running ------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coreagent import config, paths, runners
 from coreagent.capability import Caller
 from coreagent.content import library
-from coreagent.dispatch import environment, launch, names
+from coreagent.dispatch import environment, launch, names, trust
 from coreagent.errors import CoreAgentError
 from coreagent.git import ref as refs
 from coreagent.git.inspect import Base, inspect
@@ -51,17 +51,20 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     core, options = engine.core, request.options
     task = request.task.strip()
     check_task(task, options)
-    settings = core.settings
-    agent = request.agent or settings.dispatch.default_agent
-    chosen = config.resolve_agent(agent, settings)
-    runner = runners.load(chosen.runner)
-    own = launch.runner_settings(core, chosen.runner)
-    await check_content(engine, options)
     path = find_repository(engine, caller, request.repo, request.org)
     base = await asyncio.to_thread(inspect, Path(path), options.branch, options.tag)
     if options.pr is not None:
         base = await asyncio.to_thread(pull_request, base, options.pr)
     repo = register(engine, base, request.org)
+    at_head = options.branch is None and options.tag is None and options.pr is None
+    applied = await asyncio.to_thread(trust.apply, core.settings, repo, base.sha, at_head)
+    settings = applied.settings
+    agent = request.agent or settings.dispatch.default_agent
+    chosen = config.resolve_agent(agent, settings)
+    runner = runners.load(chosen.runner)
+    own = launch.runner_settings(core, chosen.runner)
+    options = options.model_copy(update={"template": options.template or settings.dispatch.default_template})
+    await check_content(engine, options)
     options = options.model_copy(update={"permissions": options.permissions or own.permissions})
     if options.permissions == "bypass" and runner.name not in ("command", "scripted") and not repo.bypass_consent:
         raise CoreAgentError(
@@ -99,6 +102,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         queued_at=now,
         changed_at=now,
     )
+    engine.remember_settings(made, applied)
     launch.preview(core, made, task)
     return made, base
 
@@ -132,9 +136,7 @@ def check_task(task: str, options: Options) -> None:
 async def check_content(engine: Engine, options: Options) -> None:
     """Raise when a template, persona or plan does not exist or lacks a variable."""
     home = engine.core.home
-    named: list[tuple[library.Kind, str]] = [
-        ("template", options.template or engine.core.settings.dispatch.default_template)
-    ]
+    named: list[tuple[library.Kind, str]] = [("template", options.template)]
     if options.persona:
         named.append(("persona", options.persona))
     if options.plan_template:

@@ -49,6 +49,7 @@ def fresh_prompt(first: str, addition: str) -> str:
 
 def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner, place: Layout, prompt: str) -> Launch:
     settings = runner_settings(core, dispatch.runner)
+    applied = core.engine.settings_of(dispatch)
     saved = environment.load(core.home, dispatch.id)
     env = saved if saved is not None else allow(core.env, runner, settings, core.settings.env.allow)
     private = settings.home == "private"
@@ -65,7 +66,8 @@ def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner
         args=dispatch.options.args,
         config_home=str(place.config_home(dispatch.runner)) if private else "",
         settings=settings,
-        command=core.settings.commands.get(dispatch.model) if dispatch.runner == "command" else None,
+        command=applied.settings.commands.get(dispatch.model) if dispatch.runner == "command" else None,
+        trusted=applied.trusted,
         script=dispatch.options.script,
     )
 

@@ -117,7 +117,7 @@ async def render_prompt(engine: Engine, dispatch: Dispatch) -> str:
         branch=dispatch.branch,
         base_ref=dispatch.base_ref,
         stack=found,
-        template=options.template or core.settings.dispatch.default_template,
+        template=options.template or engine.settings_of(dispatch).settings.dispatch.default_template,
         persona=options.persona,
         plan_template=options.plan_template,
         variables=options.variables,
@@ -134,8 +134,8 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
 
     Raises: setup_failed, with the log's last lines.
     """
-    hook = await asyncio.to_thread(engine.setup_hook, dispatch)
-    if hook is None or not hook.run:
+    hook = engine.settings_of(dispatch).settings.hooks.setup
+    if not hook.run:
         return
     env = environment.load(engine.core.home, dispatch.id) or dict(engine.core.env)
     env |= {

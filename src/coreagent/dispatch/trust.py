@@ -7,10 +7,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from coreagent.config import RepoSettings, load_repo
+from coreagent.config import RepoSettings, Settings, load_repo
 from coreagent.errors import CoreAgentError
-from coreagent.git.inspect import inspect
+from coreagent.git.harvest import user_git_dir
 from coreagent.git.run import environment, git
 from coreagent.models.dispatch import Repo
 
@@ -29,9 +30,11 @@ class Offer:
 
 
 def offered(repo: Repo, sha: str = "") -> Offer:
-    """Read the repository's settings at a commit (default: HEAD). Blocking."""
-    base = inspect(Path(repo.path))
-    text = _show(base.git_dir, sha or base.sha)
+    """Read the repository's settings at a commit (default: HEAD). Blocking.
+
+    Raises: repo_not_found, git_timeout.
+    """
+    text = _show(user_git_dir(Path(repo.path)), sha or "HEAD")
     if not text:
         return Offer("", {})
     return Offer(hashlib.sha256(text.encode()).hexdigest(), {FILE: text}, text)
@@ -42,14 +45,44 @@ def _show(git_dir: Path, sha: str) -> str:
     return done.out[:FILE_MAX].decode("utf-8", "replace") if done.code == 0 else ""
 
 
-def trusted_settings(repo: Repo, sha: str) -> RepoSettings | None:
-    """The repository's settings at `sha` when a person trusted exactly this text, else None. Blocking."""
-    if not repo.trusted_hash:
-        return None
+@dataclass(frozen=True)
+class Applied:
+    """The settings in force for one repository at one commit."""
+
+    settings: Settings
+    """The user's, with what of the repository's own may be applied."""
+    trusted: bool = False
+    """A person trusted exactly the text that the commit holds."""
+    made_from: tuple[int, str] = (0, "")
+    """What it depends on: the user's settings, and the hash that was trusted."""
+
+
+def depends_on(user: Settings, repo: Repo) -> tuple[int, str]:
+    """What tells whether an Applied is still right."""
+    return id(user), repo.trusted_hash
+
+
+def apply(user: Settings, repo: Repo, sha: str, at_head: bool = False) -> Applied:
+    """Put the repository's settings at `sha` over the user's: what runs commands only when it is trusted. Blocking.
+
+    `at_head`: the commit is what is checked out, so that a work tree without `.core` saves the look.
+    """
+    source = depends_on(user, repo)
+    if at_head and not Path(repo.path, ".core").is_dir():
+        return Applied(user, made_from=source)
     try:
         offer = offered(repo, sha)
+        own = load_repo(offer.text) if offer.text else RepoSettings()
     except CoreAgentError:
-        return None
-    if offer.hash != repo.trusted_hash:
-        return None
-    return load_repo(offer.text)
+        return Applied(user, made_from=source)  # unreadable is not trusted; `repo trust` shows what is wrong with it
+    trusted = bool(repo.trusted_hash) and offer.hash == repo.trusted_hash
+    if not trusted:
+        own = own.harmless()
+    chosen = {key: value for key, value in own.dispatch.model_dump().items() if value}
+    changes: dict[str, Any] = {"dispatch": user.dispatch.model_copy(update=chosen)}
+    if own.harvest is not None:
+        changes["harvest"] = own.harvest
+    if own.hooks.setup.run:
+        changes["hooks"] = own.hooks
+    changes["commands"] = {**user.commands, **own.commands}
+    return Applied(user.model_copy(update=changes), trusted, source)
