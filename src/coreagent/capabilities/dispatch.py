@@ -131,19 +131,13 @@ async def _resume(
     engine = core.engine
     found = engine.find(workspace)
     if found.state is State.QUEUED and found.waiting_until is not None:
-        return reply(core, await engine.update(found, waiting_until=None, waiting_for=""), resumed=True)
+        return reply(core, await _go_at_once(core, caller, found, answer or prompt), resumed=True)
     _check_resumable(core, found)
     kind, text = _next_turn(found, answer, prompt, fresh)
     if answer:
         place = layout(core.home, core.settings, found)
         await asyncio.to_thread(prep.write_answer, place, found.question, answer)
-    env = allow(
-        caller.env or core.env,
-        runners.load(found.runner),
-        launch.runner_settings(core, found.runner),
-        core.settings.env.allow,
-    )
-    await asyncio.to_thread(environment.save, core.home, found.id, env)
+    await _keep_environment(core, caller, found)
     resumed = await engine.update(
         found,
         state=State.QUEUED,
@@ -159,6 +153,24 @@ async def _resume(
     )
     engine.poke()
     return reply(core, resumed, resumed=True)
+
+
+async def _go_at_once(core: Core, caller: Caller, found: Dispatch, more: str) -> Dispatch:
+    """Do not wait any longer; what the person says now is added to what the turn says."""
+    await _keep_environment(core, caller, found)
+    said = found.next_prompt
+    if more:
+        said = more if said in ("", CONTINUE) else f"{said}\n\n{more}"
+    going = await core.engine.update(found, waiting_until=None, waiting_for="", next_prompt=said)
+    core.engine.poke()
+    return going
+
+
+async def _keep_environment(core: Core, caller: Caller, found: Dispatch) -> None:
+    """Let the next turn have what its person has now: a key may be a new one."""
+    own = launch.runner_settings(core, found.runner)
+    env = allow(caller.env or core.env, runners.load(found.runner), own, core.settings.env.allow)
+    await asyncio.to_thread(environment.save, core.home, found.id, env)
 
 
 def _check_resumable(core: Core, found: Dispatch) -> None:
