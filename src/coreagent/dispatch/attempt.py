@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -292,7 +291,7 @@ def put_away(home: str, place: Any, dispatch: Dispatch, attempt: Attempt, direct
         for name in ("out", "err", "records", "started", "exit"):
             source = directory / name
             if source.exists():
-                os.replace(source, target / name)
+                cleanup.move(source, target / name)
         cleanup.write_status(place, dispatch, attempt)
         _remove_spool(directory)
     Path(paths.attempt_socket(home, attempt.id)).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ accepted is kept until then, and even then its tip stays under a rescue ref in t
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -98,7 +99,19 @@ def archive_meta(place: Layout, archive: Path) -> None:
         target = archive / entry.name
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
-        os.replace(entry, target)
+        move(entry, target)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a file or a directory, also to another file system: `workspace_root` may be on one."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A copy would write through a link that lies in its place; a rename would not.
+        target.unlink(missing_ok=True)
+        shutil.move(source, target)
 
 
 def remove_tree(root: Path) -> None:

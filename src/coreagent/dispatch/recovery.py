@@ -128,5 +128,5 @@ def _set_aside(home: str, directory: Path, group: str) -> None:
         n += 1
         target = target.with_name(f"{group}-{directory.name}.{n}")
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.replace(directory, target)
+    cleanup.move(directory, target)
     log.warning("nothing refers to %s; it was moved to %s", directory, target)
