@@ -51,7 +51,12 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def interleave(count: int, ours: Seconds, floor: Seconds, between: Callable[[], object] = lambda: None) -> Pairs:
+def interleave(
+    count: int,
+    ours: Seconds,
+    floor: Seconds,
+    between: Callable[[], object] = lambda: None,
+) -> Pairs:
     """Measure `count` pairs; who goes first changes from pair to pair, so that caches and the disk favour neither.
 
     Both return the seconds they took; `between` tidies up after each pair and is not measured.

@@ -6,7 +6,9 @@ Rows come in. Built on the tests' home, so that what is measured runs exactly as
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from tests.support.home import Home
 from coreagent.capability import Caller
 from coreagent.cli.session import ask
 
+MEMORY_MIN = 6 << 30
+
 
 class Person(Home):
     """A home whose agents are two tiny programs: `stamp` prints the time, `noop` does nothing."""
@@ -27,12 +31,13 @@ class Person(Home):
         self.trace = self.dir / "trace"
         self.env["CORE_AGENT_TRACE"] = str(self.trace)
         self.trace.touch()
+        self.trees = trees_root(self.dir)
         self._read = 0
         self.core.mkdir(mode=0o700)
         settings = {
             "version": 1,
             # Whatever rests may go at once, so that `workspace clean` can be a part of the measurement.
-            "dispatch": {"keep_days": 0},
+            "dispatch": {"keep_days": 0, "workspace_root": str(self.trees / "workspace")},
             "concurrency": {"command": {"total": lanes}} if lanes else {},
             "commands": {
                 "stamp": {"argv": [shutil.which("date") or "date", "+%s.%N"]},
@@ -73,6 +78,12 @@ class Person(Home):
         """When the agent of a finished dispatch ran, by what it printed."""
         return float((self.attempt(dispatch) / "out").read_text())
 
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            shutil.rmtree(self.trees, ignore_errors=True)
+
     def clean(self) -> None:
         """Let every workspace go."""
         self.call("workspace.clean")
@@ -91,3 +102,15 @@ def person(lanes: int = 0) -> Iterator[Person]:
         yield one
     finally:
         one.close()
+
+
+def trees_root(otherwise: Path) -> Path:
+    """Where checkouts go, ours and the floor's: memory where there is enough of it.
+
+    On a disk the same `git worktree add` takes one second or ten, depending on how many files were deleted in the last
+    minutes (ext4 avoids their inodes), and every row deletes many. Stores, caches and spools stay on the disk.
+    """
+    memory = Path("/dev/shm")
+    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > MEMORY_MIN:
+        return Path(tempfile.mkdtemp(prefix="ca-bench-", dir=memory))
+    return Path(tempfile.mkdtemp(prefix="trees-", dir=otherwise))

@@ -51,7 +51,7 @@ def remember(me: Person, count: int) -> None:
     store = Store.open(paths.database(str(me.core)), copy_every_s=0)
     top = str(me.user / "project")
     store.commit_now(SaveRepo(Repo(org="local", name="project", path=top, added_at=now)))
-    root = me.core / "workspace" / "local" / "project"
+    root = me.trees / "workspace" / "local" / "project"
     batch: list[SaveDispatch | SaveAttempt] = []
     for number in range(count):
         one, attempt = finished(number, top, now - timedelta(minutes=count - number))

@@ -64,7 +64,7 @@ def large(pairs: int) -> Row:
     took: list[dict[str, float]] = []
     with repository("large") as top, person() as me:
         me.warm()
-        floor = Floor(top, me.tmp)
+        floor = Floor(top, me.trees)
         first = one_dispatch(me, top)["agent"]
 
         def ours() -> float:
@@ -93,7 +93,7 @@ def small(pairs: int) -> Row:
     took: list[dict[str, float]] = []
     with repository("small") as top, person() as me:
         me.warm()
-        floor = Floor(top, me.tmp)
+        floor = Floor(top, me.trees)
         one_dispatch(me, top)
 
         def ours() -> float:
@@ -127,7 +127,7 @@ def slot(pairs: int) -> Row:
     execs: list[float] = []
     with repository("small") as top, person(lanes=1) as me:
         me.warm()
-        floor = Floor(top, me.tmp)
+        floor = Floor(top, me.trees)
 
         def ours() -> float:
             me.call("queue.freeze")

@@ -28,13 +28,13 @@ def lanes(pairs: int, *, quick: bool = False) -> Row:
         me.warm()
         me.dispatch(top, "noop")
         me.wait(1)
-        measured = interleave(pairs, lambda: ours(me, top, each), lambda: bare(top, me.tmp, each))
+        measured = interleave(pairs, lambda: ours(me, top, each), lambda: bare(top, me.trees, each))
         cleaning.append(timed(me.clean) / pairs)
         parts = {"with `workspace clean`, x": measured.ratio + cleaning[0] * 1000 / measured.floor_ms}
         parts["ours, ms a task"] = measured.ours_ms / each
         parts["bare loop, ms a task"] = measured.floor_ms / each
         if not quick:
-            base = bare(top, me.tmp, TASKS)
+            base = bare(top, me.trees, TASKS)
             parts[f"{TASKS} queued at once, x"] = ours(me, top, TASKS) / base
             me.clean()
     return Row.of_ratio(
