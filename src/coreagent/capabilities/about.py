@@ -95,14 +95,14 @@ async def daemon_status(core: Core) -> DaemonStatus:
 async def daemon_stop(core: Core, mode: Literal["leave", "drain", "now"] = "leave") -> StopReply:
     """Stop the daemon. `leave`: agents go on and are found again; `drain`: wait for them; `now`: end their turns."""
     running = len(list(core.engine.busy()))
+    one = running == 1
+    turns = f"{running} running turn{'' if one else 's'}"
     notes = {
-        "leave": f"{running} running agent{'s go' if running != 1 else ' goes'} on; the next daemon finds them"
-        if running
-        else "",
-        "drain": f"waits for {running} running turn{'s' if running != 1 else ''}; nothing new starts"
-        if running
-        else "",
-        "now": f"{running} running turn{'s' if running != 1 else ''} ended; their work is kept" if running else "",
+        "leave": "1 running agent goes on; the next daemon finds it"
+        if one
+        else f"{running} running agents go on; the next daemon finds them",
+        "drain": f"waits for {turns}; nothing new starts",
+        "now": f"{turns} ended; {'its' if one else 'their'} work is kept",
     }
     core.request_stop(mode)
-    return StopReply(mode=mode, running=running, note=notes[mode])
+    return StopReply(mode=mode, running=running, note=notes[mode] if running else "")

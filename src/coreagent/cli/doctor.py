@@ -218,13 +218,14 @@ def _daemon() -> Iterator[Check]:
 
 def _store_on_disk(home: str) -> Check:
     """Read the whole store once, as the next daemon would, without changing a byte of it."""
-    from coreagent.store.opening import connect, read_mark, verify
+    from coreagent.store.opening import check_place, connect, read_mark, verify
     from coreagent.store.schema import migrations
 
     path = paths.database(home)
-    if not Path(path).exists():
-        return Check(name="store", state="ok", message="nothing is stored yet")
     try:
+        check_place(path)
+        if not Path(path).exists():
+            return Check(name="store", state="ok", message="nothing is stored yet")
         connection = connect(path, read_only=True)
         try:
             found = verify(connection, path, migrations(), read_mark(path))

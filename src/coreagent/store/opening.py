@@ -92,7 +92,7 @@ def open_file(path: str, steps: tuple[Migration, ...] | None = None) -> Opened:
     Raises: store_locked, store_newer, store_damaged, store_unopenable. None of them changes or removes anything.
     """
     steps = migrations() if steps is None else steps
-    _check_place(path)
+    check_place(path)
     if not Path(path).exists():
         create(path, steps)
     unclean = Path(path + ".wal").exists()
@@ -227,7 +227,7 @@ def _unopenable(path: str, cause: str) -> CoreAgentError:
     )
 
 
-def _check_place(path: str) -> None:
+def check_place(path: str) -> None:
     """Find what DuckDB would only say later, or not at all: a directory that cannot be written, a file that is gone."""
     folder = Path(path).parent
     try:
