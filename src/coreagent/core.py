@@ -6,14 +6,16 @@ The daemon makes one (`dispatch.engine.open_core`) and hands it to every capabil
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ulid import ULID
 
-from coreagent import config, process
+from coreagent import config, paths, process
 from coreagent.bus import Bus
 from coreagent.capability import Caller
 from coreagent.config import Settings
@@ -24,25 +26,31 @@ if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 
+log = logging.getLogger(__name__)
+
+
 class Core:
     """Shared state of a running daemon. Everything here is used on the daemon's event loop only."""
 
     engine: Engine
 
-    def __init__(self, home: str, env: dict[str, str], store: Store, settings: Settings, problems: list[str]) -> None:
+    def __init__(self, home: str, env: dict[str, str], store: Store) -> None:
         self.home = home
         self.env = env
         self.store = store
-        self.settings = settings
-        self.problems = problems
-        """What is wrong with the settings file, for `status` and `doctor`; the last good settings are in force."""
+        self.settings = Settings()
+        self.problems: list[str] = []
+        """What is wrong with the settings file, for `status`; the last good settings are in force."""
+        self.settings_error: CoreAgentError | None = None
+        """The settings file is bad and no good one is known: nothing new is started then."""
         self.bus = Bus()
         self.started_monotonic = time.monotonic()
         self.stop_mode = ""
         self.stop_requested = asyncio.Event()
-        self._stamp = config.stamp(home)
+        self._stamp = -1
         self._crash_at = env.get("CORE_AGENT_CRASH_AT", "")
         self._trace = _open_trace(env.get("CORE_AGENT_TRACE", ""))
+        self.refresh_settings()
 
     def now(self) -> datetime:
         """The time, aware UTC. All of the daemon's clock reads come from here."""
@@ -91,17 +99,49 @@ class Core:
         self.stop_requested.set()
 
     def refresh_settings(self) -> None:
-        """Read agents.yaml again when it changed; a bad file keeps the last good settings and says so."""
+        """Read agents.yaml again when it changed; a bad file keeps the last good settings and says so.
+
+        The last good text is kept beside the socket, so that a restart over a bad file keeps the running agents' rules.
+        """
         stamp = config.stamp(self.home)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
+        first, self._stamp = self._stamp == -1, stamp
+        good = Path(paths.last_good_settings(self.home))
         try:
             loaded = config.load(self.home, self.env)
         except CoreAgentError as error:
-            self.problems = [f"{error.message}; the last good settings are in force"]
+            self.problems = [" ".join(error.lines())]
+            if first and not self._use(good):
+                self.settings_error = error
+            if self.settings_error is None:
+                self.problems.append("the last good settings are in force")
             return
-        self.settings, self.problems = loaded.settings, list(loaded.problems)
+        self.settings, self.problems, self.settings_error = loaded.settings, list(loaded.problems), None
+        self._keep(good)
+
+    def _use(self, good: Path) -> bool:
+        try:
+            self.settings = config.load_text(good.read_text())
+        except (OSError, ValueError, CoreAgentError):
+            return False
+        return True
+
+    def _keep(self, good: Path) -> None:
+        part = good.with_suffix(".part")
+        try:
+            part.write_bytes(Path(paths.settings_file(self.home)).read_bytes())
+            part.replace(good)
+        except FileNotFoundError:
+            good.unlink(missing_ok=True)  # no settings file: the defaults are what is good
+        except OSError as error:
+            log.warning("the last good settings could not be kept: %s", error)
+
+    def require_settings(self) -> None:
+        """Raise what is wrong with the settings when none are known to be good: a guess could cost money."""
+        self.refresh_settings()
+        if self.settings_error is not None:
+            raise self.settings_error
 
 
 def _open_trace(path: str) -> int:

@@ -69,6 +69,11 @@ def attempt_socket(home: str, attempt_id: str) -> str:
     return f"{home}/run/{attempt_id[-12:]}.sock"
 
 
+def last_good_settings(home: str) -> str:
+    """The text of the last agents.yaml that was right."""
+    return home + "/run/agents.good.yaml"
+
+
 def index_copy(home: str, dispatch_id: str) -> str:
     """The daemon's copy of a checkout's index; outside the workspace, so that no agent can forge it."""
     return f"{home}/index/{dispatch_id}"

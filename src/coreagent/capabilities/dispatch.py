@@ -55,7 +55,7 @@ async def dispatch(
     With `dry_run` nothing starts: the reply holds the rendered prompt and the command line.
     """
     core.mark("received")
-    core.refresh_settings()
+    core.require_settings()
     options = Options(
         template=template,
         plan_template=plan_template,
@@ -102,7 +102,7 @@ async def prepare_workspace(
     name: str = "",
 ) -> DispatchReply:
     """Prepare a workspace (clone, branch, setup hook, prompt) without starting an agent; `resume` starts it."""
-    core.refresh_settings()
+    core.require_settings()
     options = Options(
         template=template, branch=branch, tag=tag, issue=issue, pr=pr, with_changes=with_changes, ephemeral=ephemeral
     )
@@ -121,7 +121,7 @@ async def resume(
 
     The agent's own session is resumed where its CLI can; `fresh` starts a new session in the same workspace.
     """
-    core.refresh_settings()
+    core.require_settings()
     return await _resume(core, caller, workspace, answer, prompt, fresh)
 
 
@@ -213,7 +213,8 @@ def _next_turn(
 
 async def _dry_run(core: Core, made: Dispatch, base: Base) -> DispatchReply:
     """Render what would run; touches nothing."""
-    prompt = await prep.render_prompt(core.engine, made)
+    log = await asyncio.to_thread(prep.recent_commits, base.git_dir, base.sha)
+    prompt = await prep.render_prompt(core.engine, made, log)
     plan = launch.preview(core, made, prompt)
     shown = reply(core, made)
     return shown.model_copy(update={"dry_run": True, "prompt": prompt, "argv": plan.argv, "base_sha": base.sha})

@@ -99,6 +99,8 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
             return "The queue is frozen; `core-agent queue start` lets it go on."
         case "frozen_pool":
             return f"Pool {d.pool} is frozen; `core-agent queue start --pool {d.pool}` lets it go on."
+        case "settings":
+            return "agents.yaml is wrong and no good one is known; `core-agent doctor` says where."
         case "shutdown":
             return "The daemon is draining; it starts with the next daemon."
         case "rate_limit":

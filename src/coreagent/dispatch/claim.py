@@ -23,6 +23,8 @@ class Facts:
     frozen: bool = False
     frozen_pools: frozenset[str] = field(default_factory=frozenset)
     draining: bool = False
+    held: str = ""
+    """Why nothing may start at all, when it is neither frozen nor draining: `settings`."""
 
 
 def order(queued: Iterable[Dispatch]) -> list[Dispatch]:
@@ -34,6 +36,8 @@ def obstacle(dispatch: Dispatch, facts: Facts) -> str:
     """Return why `dispatch` may not start now, "" when it may: one of the words of `waiting_for`."""
     if facts.draining:
         return "shutdown"
+    if facts.held:
+        return facts.held
     if facts.frozen:
         return "frozen"
     if dispatch.pool in facts.frozen_pools:

@@ -38,8 +38,7 @@ async def open_core(home: str, env: dict[str, str]) -> Core:
     store in memory; dispatch then needs `--ephemeral`, and status says so.
     """
     store = await asyncio.to_thread(_open_store, paths.database(home))
-    loaded = config.load(home, env)
-    core = Core(home, env, store, loaded.settings, list(loaded.problems))
+    core = Core(home, env, store)
     core.engine = Engine(core)
     await core.engine.load()
     return core
@@ -62,7 +61,7 @@ class Engine:
         self.attempts: dict[str, Attempt] = {}
         """The last attempt of each dispatch on the board, by dispatch id."""
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.controls: dict[str, str] = {}
+        self.controls: dict[str, Any] = {}
         self.live: dict[str, LiveAttempt] = {}
         """Attempts that this daemon follows, by dispatch id."""
         self.bases: dict[str, Base] = {}
@@ -233,6 +232,7 @@ class Engine:
             frozen="frozen" in self.controls,
             frozen_pools=frozen,
             draining=self.draining or self.stopping,
+            held="settings" if self.core.settings_error is not None else "",
         )
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -251,6 +251,7 @@ class Engine:
         while not self.stopping:
             self._poke.clear()
             try:
+                await self._tell_limits()
                 while await self._claim_one():
                     pass
             except CoreAgentError as error:
@@ -259,6 +260,15 @@ class Engine:
                 self.poke()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._poke.wait(), self._until_next(self.core.now()))
+
+    async def _tell_limits(self) -> None:
+        """Put the configured totals where the contract's `concurrency` group shows them."""
+        totals = {f"limit:{pool}": limit.total for pool, limit in self.core.settings.concurrency.items()}
+        known = {key: value for key, value in self.controls.items() if key.startswith("limit:")}
+        for key in known.keys() | totals.keys():
+            if known.get(key) != totals.get(key):
+                await self.core.store.commit(SetControl(key, totals.get(key)))
+        self.controls = {k: v for k, v in self.controls.items() if k not in known} | totals
 
     def _until_next(self, now: datetime) -> float | None:
         when = claim.next_time((d for d in self.board.values() if d.state is State.QUEUED), now)

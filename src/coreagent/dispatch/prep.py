@@ -20,6 +20,8 @@ from coreagent.errors import CoreAgentError
 from coreagent.git import cache as git_cache
 from coreagent.git import checkout as git_checkout
 from coreagent.git.inspect import Base, inspect
+from coreagent.git.run import environment as environment_of_git
+from coreagent.git.run import git
 from coreagent.models.dispatch import Attempt, Dispatch
 
 if TYPE_CHECKING:
@@ -41,9 +43,12 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     base = engine.bases.pop(dispatch.id, None)
     if base is None:
         base = await asyncio.to_thread(rebuild_base, dispatch)
-    made = await asyncio.to_thread(_check_out, engine, dispatch, place, base)
+    made, log = await asyncio.gather(
+        asyncio.to_thread(_check_out, engine, dispatch, place, base),
+        asyncio.to_thread(recent_commits, base.git_dir, base.sha),
+    )
     core.crash_point("checked-out")
-    text = await render_prompt(engine, dispatch)
+    text = await render_prompt(engine, dispatch, log)
     core.mark("rendered")
     await asyncio.to_thread(_write_files, place, text, runners.load(dispatch.runner).context_file)
     await run_setup(engine, dispatch, attempt, place)
@@ -104,7 +109,17 @@ def _mark_prepared(place: Layout, dispatch: Dispatch, made: git_checkout.Checkou
     part.replace(place.prepared)
 
 
-async def render_prompt(engine: Engine, dispatch: Dispatch) -> str:
+def recent_commits(git_dir: Path, sha: str) -> tuple[str, ...]:
+    """The subjects of the newest commits, for the prompt; () when they cannot be read."""
+    args = ("log", f"--max-count={GIT_LOG_SHOWN}", "--format=%h %s", "--end-of-options", sha)
+    try:
+        done = git(*args, cwd=git_dir, env=environment_of_git(git_dir=git_dir), ok=None)
+    except (CoreAgentError, OSError):
+        return ()
+    return tuple(done.text.splitlines()) if done.code == 0 else ()
+
+
+async def render_prompt(engine: Engine, dispatch: Dispatch, git_log: tuple[str, ...] = ()) -> str:
     """Assemble the first prompt from what is known of the dispatch and its checkout."""
     core, options = engine.core, dispatch.options
     place = layout(core.home, core.settings, dispatch)
@@ -124,6 +139,7 @@ async def render_prompt(engine: Engine, dispatch: Dispatch) -> str:
         expect_changes=options.expect == "changes",
         immutable=options.tag is not None,
         left_out=dispatch.left_out,
+        git_log=git_log,
         home=core.home,
     )
     return await asyncio.to_thread(prompt.render, facts)
