@@ -26,7 +26,7 @@ HOMES = {
     "mcp_types": ("mcp",),
 }
 # What a family's `__init__` may hold beside its table: the function that resolves a name of it.
-FAMILY_FUNCTIONS = {"runners": {"load", "names"}, "sandboxes": {"load"}, "wires": {"load"}}
+FAMILY_FUNCTIONS = {"runners": {"load", "names"}, "wires": {"load"}}
 
 
 def tracked(*patterns: str) -> list[Path]:

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Literal
 
 from coreagent import runners
+from coreagent.capabilities.parameter import Pool, Workspace
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import bring, environment, launch, rows
@@ -21,18 +22,18 @@ STOP_WAIT_S = 60.0
 
 
 @capability("pause", cli="pause")
-async def pause(core: Core, workspace: str) -> MoveReply:
+async def pause(core: Core, workspace: Workspace) -> MoveReply:
     """Stop a workspace between turns, or end the turn that runs; its work is kept and `resume` goes on."""
     return await _stop(core, workspace, "pause")
 
 
 @capability("cancel", cli="cancel", destructive=True)
-async def cancel(core: Core, workspace: str) -> MoveReply:
+async def cancel(core: Core, workspace: Workspace) -> MoveReply:
     """Stop a workspace for good; its work is kept until it is rejected or its time is over."""
     return await _stop(core, workspace, "cancel")
 
 
-async def _stop(core: Core, workspace: str, why: Literal["pause", "cancel", "attach"]) -> MoveReply:
+async def _stop(core: Core, workspace: Workspace, why: Literal["pause", "cancel", "attach"]) -> MoveReply:
     engine = core.engine
     found = engine.find(workspace)
     target = State.CANCELLED if why == "cancel" else State.PAUSED
@@ -80,7 +81,7 @@ def move_reply(dispatch: Dispatch, note: str = "") -> MoveReply:
 
 
 @capability("attach.plan")
-async def attach_plan(core: Core, caller: Caller, workspace: str, dry_run: bool = False) -> AttachReply:
+async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run: bool = False) -> AttachReply:
     """End the headless turn (not with `dry_run`) and tell what the person's terminal executes to go on in it."""
     engine = core.engine
     found = engine.find(workspace)
@@ -115,7 +116,7 @@ async def attach_plan(core: Core, caller: Caller, workspace: str, dry_run: bool 
 
 
 @capability("attach.done")
-async def attach_done(core: Core, workspace: str) -> MoveReply:
+async def attach_done(core: Core, workspace: Workspace) -> MoveReply:
     """Bring home what a person did in a workspace after `attach` or by hand."""
     engine = core.engine
     found = engine.find(workspace)
@@ -135,14 +136,14 @@ async def queue_list(core: Core) -> QueueReport:
 
 
 @capability("queue.freeze", cli="queue freeze")
-async def queue_freeze(core: Core, pool: str = "") -> QueueReport:
+async def queue_freeze(core: Core, pool: Pool = "") -> QueueReport:
     """Start nothing new, in one pool or at all, until `queue start`; what runs goes on. Holds over a restart."""
     await core.engine.set_control(f"frozen:{pool}" if pool else "frozen", "1")
     return rows.queue_report(core.engine)
 
 
 @capability("queue.start", tool="agentic_dispatch_start", cli="queue start")
-async def queue_start(core: Core, pool: str = "") -> QueueReport:
+async def queue_start(core: Core, pool: Pool = "") -> QueueReport:
     """Let a frozen queue, or one pool of it, go on; a pool that waits for a rate limit starts now."""
     engine = core.engine
     for key in [k for k in engine.controls if k == (f"frozen:{pool}" if pool else "frozen") or not pool]:
@@ -166,7 +167,7 @@ async def queue_shutdown(core: Core, now: bool = False) -> QueueReport:
 
 
 @capability("queue.drop", cli="queue drop", destructive=True)
-async def queue_drop(core: Core, workspace: str) -> MoveReply:
+async def queue_drop(core: Core, workspace: Workspace) -> MoveReply:
     """Take a waiting dispatch off the queue."""
     found = core.engine.find(workspace)
     if found.state is not State.QUEUED:

@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from coreagent import runners
+from coreagent.capabilities.parameter import (
+    Agent,
+    Arguments,
+    Branch,
+    DryRun,
+    Ephemeral,
+    Expect,
+    IdleTimeout,
+    Issue,
+    Name,
+    Org,
+    Permissions,
+    Persona,
+    PlanTemplate,
+    Priority,
+    PullRequest,
+    Repository,
+    Script,
+    Tag,
+    Task,
+    Template,
+    Timeout,
+    Variables,
+    WithChanges,
+    Workspace,
+)
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import environment, intake, launch, prep, rows
@@ -25,29 +53,29 @@ CONTINUE = "Continue where you left off."
 async def dispatch(
     core: Core,
     caller: Caller,
-    task: str,
-    repo: str = "",
-    org: str = "",
-    agent: str = "",
-    template: str = "",
-    plan_template: str = "",
-    persona: str = "",
-    variables: dict[str, str] = {},  # noqa: B006  (pydantic copies defaults)
-    issue: int | None = None,
-    pr: int | None = None,
-    branch: str | None = None,
-    tag: str | None = None,
-    priority: int = 0,
-    timeout_s: float | None = None,
-    idle_timeout_s: float | None = None,
-    expect: Literal["changes", "none"] = "changes",
-    permissions: Literal["edits", "bypass"] | None = None,
-    with_changes: bool = False,
-    ephemeral: bool = False,
-    args: list[str] = [],  # noqa: B006
-    name: str = "",
-    script: str = "",
-    dry_run: bool = False,
+    task: Task,
+    repo: Repository = "",
+    org: Org = "",
+    agent: Agent = "",
+    template: Template = "",
+    plan_template: PlanTemplate = "",
+    persona: Persona = "",
+    variables: Variables = {},  # noqa: B006  (pydantic copies defaults)
+    issue: Issue = None,
+    pr: PullRequest = None,
+    branch: Branch = None,
+    tag: Tag = None,
+    priority: Priority = 0,
+    timeout_s: Timeout = None,
+    idle_timeout_s: IdleTimeout = None,
+    expect: Expect = "changes",
+    permissions: Permissions = None,
+    with_changes: WithChanges = False,
+    ephemeral: Ephemeral = False,
+    args: Arguments = [],  # noqa: B006
+    name: Name = "",
+    script: Script = "",
+    dry_run: DryRun = False,
 ) -> DispatchReply:
     """Give a task to an agent in a workspace of its own and return at once.
 
@@ -88,18 +116,18 @@ async def dispatch(
 async def prepare_workspace(
     core: Core,
     caller: Caller,
-    task: str = "Prepare a workspace.",
-    repo: str = "",
-    org: str = "",
-    agent: str = "",
-    template: str = "",
-    branch: str | None = None,
-    tag: str | None = None,
-    issue: int | None = None,
-    pr: int | None = None,
-    with_changes: bool = False,
-    ephemeral: bool = False,
-    name: str = "",
+    task: Task = "Prepare a workspace.",
+    repo: Repository = "",
+    org: Org = "",
+    agent: Agent = "",
+    template: Template = "",
+    branch: Branch = None,
+    tag: Tag = None,
+    issue: Issue = None,
+    pr: PullRequest = None,
+    with_changes: WithChanges = False,
+    ephemeral: Ephemeral = False,
+    name: Name = "",
 ) -> DispatchReply:
     """Prepare a workspace (clone, branch, setup hook, prompt) without starting an agent; `resume` starts it."""
     core.require_settings()
@@ -115,7 +143,12 @@ async def prepare_workspace(
 
 @capability("resume", tool="agentic_resume", cli="resume")
 async def resume(
-    core: Core, caller: Caller, workspace: str, answer: str = "", prompt: str = "", fresh: bool = False
+    core: Core,
+    caller: Caller,
+    workspace: Workspace,
+    answer: Annotated[str, Field(description="Answer to the question of a blocked one")] = "",
+    prompt: Annotated[str, Field(description="What else to do")] = "",
+    fresh: Annotated[bool, Field(description="Start a new session in the same workspace")] = False,
 ) -> DispatchReply:
     """Go on in a workspace: answer its question, add to its task, or just continue.
 

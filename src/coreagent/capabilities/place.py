@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import cleanup, intake, names, rows, trust
@@ -23,7 +24,7 @@ async def workspace_list(core: Core) -> list[WorkspaceRow]:
 
 
 @capability("workspace.show", cli="workspace show", read_only=True)
-async def workspace_show(core: Core, workspace: str) -> WorkspaceShow:
+async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
     """Tell everything about one workspace: where it lies, where it started, its attempts."""
     engine = core.engine
     found = engine.find(workspace)
@@ -47,7 +48,7 @@ async def workspace_show(core: Core, workspace: str) -> WorkspaceShow:
 
 
 @capability("workspace.clean", cli="workspace clean", destructive=True)
-async def workspace_clean(core: Core, workspace: str = "", dry_run: bool = False) -> CleanReply:
+async def workspace_clean(core: Core, workspace: Workspace = "", dry_run: bool = False) -> CleanReply:
     """Let go of every workspace that may go (or of one), archiving first; tell why the others stay."""
     engine, now = core.engine, core.now()
     chosen = [engine.find(workspace)] if workspace else list(engine.board.values())

@@ -8,6 +8,7 @@ from typing import Literal
 
 from coreagent import paths, runners
 from coreagent.capabilities.control import move_reply
+from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import find_any
 from coreagent.capability import EVERYONE, capability
 from coreagent.core import Core
@@ -27,7 +28,7 @@ DIFF_MAX = 4 << 20
 
 
 @capability("diff", cli="diff", roles=EVERYONE, read_only=True)
-async def diff(core: Core, workspace: str, stat: bool = False) -> DiffReply:
+async def diff(core: Core, workspace: Workspace, stat: bool = False) -> DiffReply:
     """Show what the agent changed: of a running one the working tree as it is now, else what was brought home."""
     found = await find_any(core, workspace)
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))
@@ -69,7 +70,7 @@ async def diff(core: Core, workspace: str, stat: bool = False) -> DiffReply:
 
 @capability("logs", cli="logs", roles=EVERYONE, read_only=True)
 async def logs(
-    core: Core, workspace: str, attempt: int | None = None, after: str = "", limit: int = 1000, tail: int = 0
+    core: Core, workspace: Workspace, attempt: int | None = None, after: str = "", limit: int = 1000, tail: int = 0
 ) -> LogReply:
     """Read what an agent said and did, from its recorded output.
 
@@ -110,7 +111,7 @@ def _log_directory(core: Core, found: Dispatch, n: int) -> Path:
 @capability("accept", cli="accept", destructive=True)
 async def accept(
     core: Core,
-    workspace: str,
+    workspace: Workspace,
     strategy: Literal["auto", "fast-forward", "merge", "squash", "rebase"] = "auto",
     onto: str = "",
 ) -> AcceptReply:
@@ -212,7 +213,7 @@ def _check_acceptable(found: Dispatch) -> None:
 
 
 @capability("reject", cli="reject", destructive=True)
-async def reject(core: Core, workspace: str) -> MoveReply:
+async def reject(core: Core, workspace: Workspace) -> MoveReply:
     """Say no to the work and let the workspace go; its tip stays under a rescue ref."""
     engine = core.engine
     found = engine.find(workspace)
@@ -231,14 +232,14 @@ async def reject(core: Core, workspace: str) -> MoveReply:
 
 
 @capability("rescue.list", cli="rescue list", read_only=True)
-async def rescue_list(core: Core, workspace: str = "") -> list[RescueRow]:
+async def rescue_list(core: Core, workspace: Workspace = "") -> list[RescueRow]:
     """List the work that was kept outside the user's repository, newest first."""
     wanted = (await find_any(core, workspace)).workspace if workspace else ""
     return list(reversed(await core.store.rescues(wanted)))
 
 
 @capability("rescue.apply", cli="rescue apply")
-async def rescue_apply(core: Core, workspace: str, n: int = 0, branch: str = "") -> MoveReply:
+async def rescue_apply(core: Core, workspace: Workspace, n: int = 0, branch: str = "") -> MoveReply:
     """Bring kept work into the user's repository as a branch (the newest one unless `n` says which)."""
     found = await find_any(core, workspace)
     kept = list(reversed(await core.store.rescues(found.workspace)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, capability
 from coreagent.core import Core
 from coreagent.dispatch import claim, rows
@@ -19,7 +20,7 @@ HISTORY_SEARCHED = 1000
 
 
 @capability("status", tool="agentic_status", cli="status", roles=EVERYONE, read_only=True)
-async def status(core: Core, workspace: str = "", all: bool = False) -> StatusReport:  # noqa: A002
+async def status(core: Core, workspace: Workspace = "", all: bool = False) -> StatusReport:  # noqa: A002
     """Tell what is running, what waits and why, and what needs a person, oldest first."""
     if not workspace:
         return rows.report(core.engine, all)
@@ -30,7 +31,7 @@ async def status(core: Core, workspace: str = "", all: bool = False) -> StatusRe
 
 
 @capability("why", cli="why", roles=EVERYONE, read_only=True)
-async def why(core: Core, workspace: str) -> WhyReport:
+async def why(core: Core, workspace: Workspace) -> WhyReport:
     """Explain why a workspace is in its state, from the evidence, and what can be done."""
     found = await find_any(core, workspace)
     return WhyReport(
@@ -42,7 +43,7 @@ async def why(core: Core, workspace: str) -> WhyReport:
     )
 
 
-async def find_any(core: Core, workspace: str) -> Dispatch:
+async def find_any(core: Core, workspace: Workspace) -> Dispatch:
     """The dispatch of that name on the board, else the newest of the history."""
 
     try:
@@ -167,7 +168,7 @@ def _next(d: Dispatch) -> list[str]:
 
 
 @capability("watch", tool="agentic_watch", cli="watch", roles=EVERYONE, read_only=True)
-async def watch(core: Core, workspace: str = "", since: int = 0, timeout_s: float = 30.0) -> WatchReply:
+async def watch(core: Core, workspace: Workspace = "", since: int = 0, timeout_s: float = 30.0) -> WatchReply:
     """Wait until something happens after event `since` (0: from now) and tell what, or until the time is out."""
     engine = core.engine
     wanted = engine.find(workspace).id if workspace else ""
