@@ -42,7 +42,7 @@ def running(world: World, dispatch_id: str) -> int:
         if row["state"] == "running" and row["pid"]:
             return int(row["pid"])
         assert time.monotonic() < deadline, row
-        world.home.run("watch", "--timeout", "200ms", "--json", code=None)
+        world.home.run("watch", "--once", "--timeout", "200ms", "--json", code=None)
 
 
 def begin(world: World, task: str, *argv: str) -> tuple[str, int]:

@@ -84,7 +84,7 @@ class World:
             if time.monotonic() > deadline:
                 busy = {row["workspace"]: row["state"] for row in rows.values() if row["state"] not in RESTING}
                 raise AssertionError(f"still not at rest: {busy}\n{self.home.log()[-3000:]}")
-            self.home.run("watch", "--timeout", "2", "--json", code=None)
+            self.home.run("watch", "--once", "--timeout", "500ms", "--json", code=None)
 
     def branches(self) -> set[str]:
         return set(self.home.git("for-each-ref", "--format=%(refname:short)", "refs/heads", cwd=self.repo).split())

@@ -8,6 +8,7 @@ from typing import Literal
 
 from coreagent import runners
 from coreagent.capabilities.parameter import Pool, Workspace
+from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import bring, environment, launch, rows
@@ -35,7 +36,7 @@ async def cancel(core: Core, workspace: Workspace) -> MoveReply:
 
 async def _stop(core: Core, workspace: Workspace, why: Literal["pause", "cancel", "attach"]) -> MoveReply:
     engine = core.engine
-    found = engine.find(workspace)
+    found = await find_open(core, workspace)
     target = State.CANCELLED if why == "cancel" else State.PAUSED
     if found.state is target:
         return move_reply(found, f"it was {found.state} already")
@@ -84,7 +85,7 @@ def move_reply(dispatch: Dispatch, note: str = "") -> MoveReply:
 async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run: bool = False) -> AttachReply:
     """End the headless turn (not with `dry_run`) and tell what the person's terminal executes to go on in it."""
     engine = core.engine
-    found = engine.find(workspace)
+    found = await find_open(core, workspace)
     place = layout(core.home, core.settings, found)
     if not place.repo.is_dir():
         raise CoreAgentError(
@@ -119,7 +120,7 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
 async def attach_done(core: Core, workspace: Workspace) -> MoveReply:
     """Bring home what a person did in a workspace after `attach` or by hand."""
     engine = core.engine
-    found = engine.find(workspace)
+    found = await find_open(core, workspace)
     if found.state in ACTIVE or found.state is State.QUEUED:
         return move_reply(found, "it is at work again")
     brought = await bring.bring_home(engine, found)
@@ -169,7 +170,7 @@ async def queue_shutdown(core: Core, now: bool = False) -> QueueReport:
 @capability("queue.drop", cli="queue drop", destructive=True)
 async def queue_drop(core: Core, workspace: Workspace) -> MoveReply:
     """Take a waiting dispatch off the queue."""
-    found = core.engine.find(workspace)
+    found = await find_open(core, workspace)
     if found.state is not State.QUEUED:
         raise CoreAgentError(
             "illegal_move",

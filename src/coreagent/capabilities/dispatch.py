@@ -34,6 +34,7 @@ from coreagent.capabilities.parameter import (
     WithChanges,
     Workspace,
 )
+from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import environment, intake, launch, prep, rows
@@ -162,7 +163,7 @@ async def _resume(
     core: Core, caller: Caller, workspace: str, answer: str = "", prompt: str = "", fresh: bool = False
 ) -> DispatchReply:
     engine = core.engine
-    found = engine.find(workspace)
+    found = await find_open(core, workspace)
     if found.state is State.QUEUED and found.waiting_until is not None:
         return reply(core, await _go_at_once(core, caller, found, answer or prompt), resumed=True)
     _check_resumable(core, found)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from coreagent.capabilities.parameter import Workspace
+from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import cleanup, intake, names, rows, trust
@@ -27,7 +28,7 @@ async def workspace_list(core: Core) -> list[WorkspaceRow]:
 async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
     """Tell everything about one workspace: where it lies, where it started, its attempts."""
     engine = core.engine
-    found = engine.find(workspace)
+    found = await find_open(core, workspace)
     place = layout(core.home, core.settings, found)
     attempts = await core.store.attempts_of(found.id)
     prompt = await asyncio.to_thread(lambda: place.prompt.read_text() if place.prompt.is_file() else "")
@@ -51,7 +52,7 @@ async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
 async def workspace_clean(core: Core, workspace: Workspace = "", dry_run: bool = False) -> CleanReply:
     """Let go of every workspace that may go (or of one), archiving first; tell why the others stay."""
     engine, now = core.engine, core.now()
-    chosen = [engine.find(workspace)] if workspace else list(engine.board.values())
+    chosen = [await find_open(core, workspace)] if workspace else list(engine.board.values())
     reply = CleanReply(dry_run=dry_run)
     for found in chosen:
         why = cleanup.why_kept(engine, found, now)

@@ -9,7 +9,7 @@ from typing import Literal
 from coreagent import paths, runners
 from coreagent.capabilities.control import move_reply
 from coreagent.capabilities.parameter import Workspace
-from coreagent.capabilities.status import find_any
+from coreagent.capabilities.status import find_any, find_open
 from coreagent.capability import EVERYONE, capability
 from coreagent.core import Core
 from coreagent.dispatch import bring, cleanup, logbook
@@ -121,7 +121,7 @@ async def accept(
     checkout that would be overwritten refuses, and the reply holds the command that takes it back.
     """
     engine = core.engine
-    found = engine.find(workspace)
+    found = await find_open(core, workspace)
     _check_acceptable(found)
     target = onto or found.base_ref
     if not target:
@@ -216,7 +216,7 @@ def _check_acceptable(found: Dispatch) -> None:
 async def reject(core: Core, workspace: Workspace) -> MoveReply:
     """Say no to the work and let the workspace go; its tip stays under a rescue ref."""
     engine = core.engine
-    found = engine.find(workspace)
+    found = await find_open(core, workspace)
     if found.state in ACTIVE or found.state is State.QUEUED:
         raise CoreAgentError(
             "workspace_busy", f"{found.workspace} is {found.state}", hint=f"`core-agent cancel {found.name}` first"

@@ -45,7 +45,6 @@ async def why(core: Core, workspace: Workspace) -> WhyReport:
 
 async def find_any(core: Core, workspace: Workspace) -> Dispatch:
     """The dispatch of that name on the board, else the newest of the history."""
-
     try:
         return core.engine.find(workspace)
     except CoreAgentError as error:
@@ -57,6 +56,22 @@ async def find_any(core: Core, workspace: Workspace) -> Dispatch:
             if wanted in (gone.id, gone.workspace, f"{gone.repo}/{gone.name}", gone.name):
                 return gone
         raise
+
+
+async def find_open(core: Core, workspace: Workspace) -> Dispatch:
+    """The dispatch of that name, for a verb that needs its workspace.
+
+    Raises: workspace_gone, telling what became of it; workspace_not_found.
+    """
+    found = await find_any(core, workspace)
+    if found.id in core.engine.board:
+        return found
+    fate = f"was {found.fate}" if found.fate is not Fate.OPEN else "was let go"
+    raise CoreAgentError(
+        "workspace_gone",
+        f"{found.workspace} {fate} already",
+        hint=f"core-agent why {found.name}; `core-agent rescue list` shows what was kept",
+    )
 
 
 def _headline(engine: Engine, d: Dispatch) -> str:

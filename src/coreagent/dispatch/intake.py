@@ -71,7 +71,8 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
             "consent_needed",
             f"agents may not yet run without asking in {repo.org}/{repo.name}",
             cause="permissions are `bypass` and there is no sandbox: the agent can run any command as you",
-            hint=f"agree once with `core-agent repo trust {repo.org}/{repo.name} --bypass`, or use --permissions edits",
+            hint="agree once with `core-agent repo trust --bypass` in its directory, or use --permissions edits",
+            data={"repo": str(base.top)},
         )
     found = await asyncio.to_thread(runner.find, caller.env or core.env, own)
     if chosen.runner != "command":

@@ -200,7 +200,9 @@ class _JsonFollower(_Quiet):
 
 def watch(
     workspace: MaybeWorkspace = "",
-    since: Annotated[int | None, typer.Option(help="Begin after this sequence number. [default: from now]")] = None,
+    since: Annotated[
+        int | None, typer.Option(help="Begin after this sequence number, 0: from the first. [default: from now]")
+    ] = None,
     timeout: Annotated[str, typer.Option(help="Stop after this long: 90s, 10m, 2h.")] = "",
     once: Annotated[
         bool, typer.Option("--once", help="Stop after the first message; exit code 75 when none came.")
@@ -212,7 +214,10 @@ def watch(
     With --json: JSON Lines, one message per line, each with its `seq`.
     """
     ends = monotonic() + seconds(timeout) if timeout else None
-    seq = since if since is not None else session().call("watch", workspace=workspace, since=0, timeout_s=0).seq
+    if since is None:
+        seq = session().call("watch", workspace=workspace, since=0, timeout_s=0).seq
+    else:
+        seq = since or -1  # to the capability 0 means from now
     while True:
         left = 30.0 if ends is None else max(0.0, min(30.0, ends - monotonic()))
         reply = session().call("watch", workspace=workspace, since=seq, timeout_s=left)

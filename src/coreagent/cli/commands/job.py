@@ -160,7 +160,7 @@ def _with_consent(capability: str, arguments: dict[str, Any]) -> DispatchReply:
         )
         if not ask("Agree?"):
             raise
-        session().call("repo.trust", repo=repo, apply=True, bypass=True)
+        session().call("repo.trust", repo=repo, bypass=True)
         reply = session().call(capability, **arguments)
     return reply
 

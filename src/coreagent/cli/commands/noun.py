@@ -160,7 +160,7 @@ def repo_trust(
     Asks on a terminal; without one it only shows them, unless --yes is given. With --json nothing is asked.
     """
     chosen = terminal().path(name or ".") if not name or name.startswith((".", "/", "~")) else name
-    reply: TrustReply = session().call("repo.trust", repo=chosen, apply=yes, bypass=bypass)
+    reply: TrustReply = session().call("repo.trust", repo=chosen, apply=yes, bypass=bypass and yes)
     if not yes and not as_json and terminal().interactive:
         say(listing.trust_lines(reply, terminal().width, paint()))
         question = "Trust these settings, and agents without asking and without a sandbox?" if bypass else "Trust them?"
