@@ -19,6 +19,7 @@ from coreagent import config, events, paths
 from coreagent.core import Core
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch import claim, cleanup, names, recovery, trust
+from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
@@ -56,7 +57,7 @@ def _open_store(path: str) -> Store:
 class Engine:
     def __init__(self, core: Core) -> None:
         self.core = core
-        self.board: dict[str, Dispatch] = {}
+        self.board = Board()
         """Open dispatches by id: all whose workspace is not gone."""
         self.attempts: dict[str, Attempt] = {}
         """The last attempt of each dispatch on the board, by dispatch id."""
@@ -86,7 +87,7 @@ class Engine:
 
     async def load(self) -> None:
         snapshot = await asyncio.to_thread(self.core.store.load)
-        self.board = {d.id: d for d in snapshot.dispatches if not d.workspace_gone}
+        self.board = Board(d for d in snapshot.dispatches if not d.workspace_gone)
         self.attempts = {key: a for key, a in snapshot.attempts.items() if key in self.board}
         self.repos = {(r.org, r.name): r for r in snapshot.repos}
         self.controls = dict(snapshot.controls)
@@ -129,6 +130,8 @@ class Engine:
                     self.attempts[new.id] = previous_attempt
             raise
         self._tell(saved)
+        if old.state in ACTIVE and new.state not in ACTIVE:
+            self.poke()  # a slot is free
         async with self._changed:
             self._changed.notify_all()
         return new
@@ -210,24 +213,22 @@ class Engine:
 
     def live_shims(self) -> dict[tuple[int, int], Attempt]:
         """(pid, start time) of every shim of an attempt that has not been settled."""
-        return {
-            (a.shim_pid, a.shim_start): a
-            for a in self.attempts.values()
-            if a.shim_pid and a.ended_at is None and self.board[a.dispatch_id].state in ACTIVE
-        }
+        attempts = (self.attempts.get(key) for key in self.board.active)
+        return {(a.shim_pid, a.shim_start): a for a in attempts if a is not None and a.shim_pid and a.ended_at is None}
 
     def dispatch_of_attempt(self, attempt_id: str) -> str:
         return next((a.dispatch_id for a in self.attempts.values() if a.id == attempt_id), "")
 
     def running(self) -> Counter[str]:
         """Slots held, by pool: recounted, never remembered."""
-        return Counter(d.pool for d in self.board.values() if d.state in ACTIVE)
+        return Counter(d.pool for d in self.board.active.values())
 
     def facts(self) -> claim.Facts:
         frozen = frozenset(k.removeprefix("frozen:") for k in self.controls if k.startswith("frozen:"))
+        pools = {d.pool for d in self.board.queued.values()}
         return claim.Facts(
             now=self.core.now(),
-            limits={pool: config.limit_of(pool, self.core.settings) for pool in {d.pool for d in self.board.values()}},
+            limits={pool: config.limit_of(pool, self.core.settings) for pool in pools},
             running=self.running(),
             frozen="frozen" in self.controls,
             frozen_pools=frozen,
@@ -271,11 +272,11 @@ class Engine:
         self.controls = {k: v for k, v in self.controls.items() if k not in known} | totals
 
     def _until_next(self, now: datetime) -> float | None:
-        when = claim.next_time((d for d in self.board.values() if d.state is State.QUEUED), now)
+        when = claim.next_time(self.board.queued.values(), now)
         return None if when is None else max(0.0, (when - now).total_seconds())
 
     async def _claim_one(self) -> bool:
-        chosen = claim.next_claim(self.board.values(), self.facts())
+        chosen = claim.next_claim(self.board.queued.values(), self.facts())
         if chosen is None:
             return False
         attempt = Attempt(
@@ -347,4 +348,4 @@ class Engine:
             await asyncio.wait(self._tasks)
 
     def busy(self) -> Iterable[Dispatch]:
-        return [d for d in self.board.values() if d.state in ACTIVE]
+        return list(self.board.active.values())

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,12 +112,16 @@ def _mark_prepared(place: Layout, dispatch: Dispatch, made: git_checkout.Checkou
 
 def recent_commits(git_dir: Path, sha: str) -> tuple[str, ...]:
     """The subjects of the newest commits, for the prompt; () when they cannot be read."""
-    args = ("log", f"--max-count={GIT_LOG_SHOWN}", "--format=%h %s", "--end-of-options", sha)
     try:
-        done = git(*args, cwd=git_dir, env=environment_of_git(git_dir=git_dir), ok=None)
+        return _log(git_dir, sha)
     except (CoreAgentError, OSError):
         return ()
-    return tuple(done.text.splitlines()) if done.code == 0 else ()
+
+
+@lru_cache(maxsize=64)  # what a commit's hash stands for never changes, and many tasks start from the same one
+def _log(git_dir: Path, sha: str) -> tuple[str, ...]:
+    args = ("log", f"--max-count={GIT_LOG_SHOWN}", "--format=%h %s", "--end-of-options", sha)
+    return tuple(git(*args, cwd=git_dir, env=environment_of_git(git_dir=git_dir)).text.splitlines())
 
 
 async def render_prompt(engine: Engine, dispatch: Dispatch, git_log: tuple[str, ...] = ()) -> str:

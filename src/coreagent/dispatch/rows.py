@@ -101,9 +101,8 @@ def report(engine: Engine, everything: bool = False) -> StatusReport:
 
 def pools(engine: Engine) -> list[PoolRow]:
     facts = engine.facts()
-    names = {d.pool for d in engine.board.values() if d.state in ACTIVE or d.state is State.QUEUED}
-    names |= set(engine.core.settings.concurrency)
-    queued = Counter(d.pool for d in engine.board.values() if d.state is State.QUEUED)
+    queued = Counter(d.pool for d in engine.board.queued.values())
+    names = {*queued, *facts.running, *engine.core.settings.concurrency}
     return [
         PoolRow(
             pool=name,
@@ -132,7 +131,7 @@ def warnings(engine: Engine) -> list[str]:
 
 def queue_report(engine: Engine) -> QueueReport:
     facts = engine.facts()
-    waiting = claim.order(d for d in engine.board.values() if d.state is State.QUEUED)
+    waiting = claim.order(engine.board.queued.values())
     return QueueReport(
         frozen=facts.frozen,
         frozen_pools=sorted(facts.frozen_pools),
