@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -59,9 +60,23 @@ def bare(top: Path, scratch: Path, count: int) -> float:
     def loop(share: Iterator[int]) -> None:
         for number in share:
             tree = str(scratch / f"bare{number}")
-            git("worktree", "add", "-q", "--detach", tree, cwd=top)
+            add(top, tree)
             subprocess.run(["true"], cwd=tree, check=True)
             git("worktree", "remove", tree, cwd=top)
 
     with ThreadPoolExecutor(LANES) as pool:
         return timed(lambda: list(pool.map(loop, map(iter, shares))))
+
+
+def add(top: Path, tree: str) -> None:
+    """Add a worktree. Git fails once in a while when the other lane is just removing one; a loop would try again."""
+    for last in (False, False, False, False, True):
+        try:
+            git("worktree", "add", "-q", "--detach", tree, cwd=top)
+        except subprocess.CalledProcessError:
+            if last:
+                raise
+            shutil.rmtree(tree, ignore_errors=True)
+            git("worktree", "prune", cwd=top)
+        else:
+            return
