@@ -73,7 +73,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Script:
-    """Answers to the conversation whose latest matching user message contains `key`; "" matches every one."""
+    """Answers to the conversation in which `key` is the last one that a user message contains; "" matches every one."""
 
     key: str
     steps: Sequence[Step]
@@ -159,18 +159,20 @@ class ModelServer:
 
     def choose(self, request: anthropic.Request) -> tuple[str, int, Step]:
         """Pick the script and step for a conversation; a conversation no script knows gets a plain answer."""
-        best: tuple[int, int, Script] | None = None
+        best: tuple[int, int, int, Script] | None = None
         for script in self.scripts:
             for index in range(len(request.turns) - 1, -1, -1):
                 turn = request.turns[index]
                 if turn.role == "user" and script.key in turn.text and (script.key or turn.text):
-                    rank = (index, len(script.key), script)
-                    if best is None or rank[:2] > best[:2]:
+                    # CLIs join what was said after a failed turn to the message before: the last word counts.
+                    at = turn.text.rfind(script.key) if script.key else -1
+                    rank = (index, at, len(script.key), script)
+                    if best is None or rank[:3] > best[:3]:
                         best = rank
                     break
         if best is None:
             return "", -1, Step(text="No script knows this conversation.")
-        index, _, script = best
+        index, _, _, script = best
         done = sum(turn.tool_results for turn in request.turns[index + 1 :])
         number = min(done, len(script.steps) - 1)
         return script.key, number, self._turn_of(script.key, number, script.steps[number])

@@ -62,6 +62,11 @@ class Screen:
             if not self._read(ends - time.monotonic()):
                 raise AssertionError(f"{texts} not shown; last: {shown[-1500:]}")
 
+    def quiet(self, for_s: float = 0.4) -> None:
+        """Wait until nothing is drawn for a moment: dialogs ignore keys, or begin again, while they are coming up."""
+        while self._read(for_s):
+            continue
+
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
