@@ -207,7 +207,7 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             sock.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             sock.close()
             if not start:
                 return None

@@ -240,7 +240,7 @@ def test_consent_is_asked_once_of_a_person_and_never_of_a_pipe() -> None:
     told = say("dispatch", "t", interactive=True, stdin="y\n", dispatch=consent(agreed), repo__trust=trust)
     assert told.code == 0
     assert [name for name, _ in told.calls] == ["dispatch", "repo.trust", "dispatch"]
-    assert told.calls[1][1] == {"repo": "core/app", "apply": True, "bypass": True}
+    assert told.calls[1][1] == {"repo": "core/app", "bypass": True}
     for answer, interactive in (("\n", True), ("", True), ("y\n", False)):
         told = say("dispatch", "t", interactive=interactive, stdin=answer, dispatch=consent([]))
         assert told.code == 1

@@ -81,7 +81,7 @@ def reach(home: str, *, start: bool = True) -> Iterator[socket.socket]:
         try:
             try:
                 sock.connect(paths.daemon_socket(home))
-            except (FileNotFoundError, ConnectionRefusedError) as error:
+            except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
                 if last:
                     raise unreachable(home, error) from None
                 if start:

@@ -43,7 +43,11 @@ def require(name: str, what: str = "branch") -> str:
     Raises: invalid_name.
     """
     if not valid(name):
-        raise CoreAgentError("invalid_name", f"{name!r} cannot be the name of a {what}")
+        raise CoreAgentError(
+            "invalid_name",
+            f"{name!r} cannot be the name of a {what}",
+            hint="git check-ref-format --branch NAME tells what git takes",
+        )
     return name
 
 
