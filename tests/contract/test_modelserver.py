@@ -83,6 +83,9 @@ def test_the_latest_key_wins_so_a_resumed_session_goes_on(server: ModelServer) -
     assert said(ask(server, *before, user("now BETA"))) == "b0"
     assert said(ask(server, *before, user("now BETA"), assistant(), result())) == "b1"
     assert said(ask(server, *before, user("and ALPHA again"))) == "a0"
+    # A turn that failed is joined to what is said next.
+    assert said(ask(server, user("do ALPHA\nnow BETA"))) == "b0"
+    assert said(ask(server, user("do BETA\nnow ALPHA"))) == "a0"
     assert "No script" in said(ask(server, user("gamma")))
 
 

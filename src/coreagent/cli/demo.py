@@ -104,6 +104,9 @@ class _Demo:
         parent, repo = _place(directory)
         try:
             code = self._show(repo)
+        except CoreAgentError:
+            keep = keep and "workspace" in self.told  # refused at the door: there is nothing to look at
+            raise
         finally:
             if parent is not None and not keep:
                 shutil.rmtree(parent, ignore_errors=True)
