@@ -40,6 +40,10 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
     if await asyncio.to_thread(place.prepared.exists):
+        if dispatch.options.with_changes and not dispatch.start_sha and not dispatch.runs:
+            # The daemon died between the mark and the row, and no agent was here yet.
+            start = json.loads(await asyncio.to_thread(place.prepared.read_text))["start"]
+            return await engine.update(dispatch, start_sha=start)
         return dispatch
     base = engine.bases.pop(dispatch.id, None)
     if base is None:
@@ -54,6 +58,8 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     await asyncio.to_thread(_write_files, place, text, runners.load(dispatch.runner).context_file)
     await run_setup(engine, dispatch, attempt, place)
     await asyncio.to_thread(_mark_prepared, place, dispatch, made)
+    if (made.start, made.left_out) == (dispatch.base_sha, dispatch.left_out):
+        return engine.board[dispatch.id]  # the row says so already: no need to wait for the disk
     return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out)
 
 

@@ -160,7 +160,7 @@ class Dispatch(BaseModel):
     """Branch or tag the workspace started from; what `accept` lands on when it is a branch."""
     base_sha: str = ""
     start_sha: str = ""
-    """Where the agent began: the base, or the base with the user's own changes on top (`--with-changes`)."""
+    """Where the agent began when that was not the base: the user's own changes on top of it (`--with-changes`)."""
     task: str
     agent: str
     """As it was asked for."""
@@ -193,7 +193,12 @@ class Dispatch(BaseModel):
     """The live or last attempt."""
     usage: Usage = Usage()
     cost: Cost = Cost()
+    session_usage: Usage = Usage()
+    session_cost: Cost = Cost()
+    """What the session of `session_id` used: CLIs report the totals of a session, and a dispatch may have several."""
     harvest: Harvest = Harvest()
+    branch_sha: str = ""
+    """Where we last put `agent/<name>` in the user's repository, whatever became of later harvests; "" = nowhere."""
     accepted_sha: str = ""
     previous_sha: str = ""
     """Where the landing branch stood before `accept`, for undo."""
