@@ -70,6 +70,7 @@ def seen(home: Home, command: str, cwd: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.txt")))
 def test_transcript(home: Home, name: str) -> None:
+    writing = "CORE_AGENT_WRITE_TRANSCRIPTS" in os.environ
     file = FOLDER / f"{name}.txt"
     repo = home.repo("app", {"greet.py": 'print("helo")\n'})
     home.git("config", "user.name", "Person", cwd=repo)
@@ -78,17 +79,18 @@ def test_transcript(home: Home, name: str) -> None:
     written = script[0][1]
     for command, expected in script[1:]:
         wanted = expected[: max((i + 1 for i, line in enumerate(expected) if line.strip()), default=0)]
-        prose = next((i for i, line in enumerate(wanted) if line.startswith("# ")), len(wanted))
+        after_blank = (i for i in range(1, len(wanted)) if wanted[i].startswith("# ") and not wanted[i - 1].strip())
+        prose = next(after_blank, len(wanted))
         told, wanted = wanted[prose:], wanted[:prose]
         while wanted and not wanted[-1].strip():
             wanted.pop()
         got = seen(home, command, repo)
         written += ["$ " + command.replace("\n", "\n> "), *map(placed, got), "", *told]
-        if "CORE_AGENT_WRITE_TRANSCRIPTS" in os.environ:
+        if writing:
             continue
         same = len(got) == len(wanted) and all(
             re.fullmatch(pattern(want), " ".join(line.split())) for want, line in zip(wanted, got, strict=True)
         )
         assert same, "\n".join([f"$ {command}", *got, "--- but this was written down:", *wanted, home.log()[-500:]])
-    if "CORE_AGENT_WRITE_TRANSCRIPTS" in os.environ:
+    if writing:
         file.write_text("\n".join(written).rstrip() + "\n")
