@@ -269,3 +269,28 @@ def key_is_nowhere(home: Home) -> bool:
     """No file of the home holds the key."""
     files = [path for path in home.core.rglob("*") if path.is_file() and not path.is_symlink()]
     return not any(KEY.encode() in path.read_bytes() for path in files)
+
+
+def test_the_repositorys_own_hooks_run_only_as_they_were_trusted(home: Home) -> None:
+    scripts = [edit("TASK-ONE", "a.txt"), edit("TASK-TWO", "b.txt"), edit("TASK-THREE", "c.txt")]
+    with seated(home, scripts) as desk:
+        settings = desk.repo / ".claude" / "settings.json"
+        settings.parent.mkdir()
+
+        def hook(mark: str) -> None:
+            command = {"type": "command", "command": f"touch {home.user}/{mark}"}
+            settings.write_text(json.dumps({"hooks": {"PreToolUse": [{"matcher": "*", "hooks": [command]}]}}))
+            home.git("add", "-A", cwd=desk.repo)
+            home.git("commit", "-q", "-m", mark, cwd=desk.repo)
+
+        hook("first")
+        assert desk.dispatch("TASK-ONE", "one")["state"] == "completed"
+        assert not (home.user / "first").exists()
+        shown = home.json("repo", "trust", "local/repo", "--yes")
+        assert "touch" in shown["settings"][".claude/settings.json"]
+        assert desk.dispatch("TASK-TWO", "two")["state"] == "completed"
+        assert (home.user / "first").exists()
+        # What came later was not trusted.
+        hook("second")
+        assert desk.dispatch("TASK-THREE", "three")["state"] == "completed"
+        assert not (home.user / "second").exists()

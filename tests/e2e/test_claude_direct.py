@@ -263,7 +263,7 @@ def test_a_repository_may_not_redirect_the_key_unless_it_is_trusted(desk: Bench)
     assert not (desk.root / "hooked").exists()
     # Its instructions reach the model all the same.
     assert "HOUSE-RULES" in desk.server.requests[-1].body.decode()
-    ran = desk.run("EDIT", session_id=str(uuid.uuid4()), trusted=True)
+    ran = desk.run("EDIT", session_id=str(uuid.uuid4()), trusted_settings=json.dumps(settings))
     assert ran.outcome.reason is Reason.NETWORK
 
 

@@ -337,9 +337,8 @@ def test_a_plan_for_edits(launch: Launch) -> None:
 
 
 def test_a_plan_for_bypass_and_resume(launch: Launch) -> None:
-    made = plan(launch, permissions="bypass", resume_session="old", trusted=True, env={**launch.env, "IS_SANDBOX": "1"})
+    made = plan(launch, permissions="bypass", resume_session="old", env={**launch.env, "IS_SANDBOX": "1"})
     assert "--dangerously-skip-permissions" in made.argv
-    assert "--setting-sources" not in made.argv
     assert made.argv[-2:] == ["--resume", "old"]
     assert "--session-id" not in made.argv
     assert made.session_id == "old"
@@ -389,7 +388,13 @@ def test_instructions_are_handed_over_but_never_through_a_link(launch: Launch, t
     (tmp_path / "repo" / "CLAUDE.md").unlink()
     (tmp_path / "repo" / "CLAUDE.md").symlink_to("/etc/passwd")
     assert plan(launch).files[0][1] == b"ours"
-    assert plan(launch, trusted=True).files == ()
+
+
+def test_settings_of_the_repository_are_those_that_were_trusted(launch: Launch) -> None:
+    made = plan(launch, trusted_settings='{"hooks": {}}')
+    assert made.files == ((f"{launch.tmp_dir}/settings.json", b'{"hooks": {}}'),)
+    assert made.argv[made.argv.index("--settings") + 1] == made.files[0][0]
+    assert made.argv[made.argv.index("--setting-sources") + 1] == "user"
 
 
 def test_a_prompt_is_no_slash_command(launch: Launch) -> None:

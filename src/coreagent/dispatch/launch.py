@@ -67,7 +67,7 @@ def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner
         config_home=str(place.config_home(dispatch.runner)) if private else "",
         settings=settings,
         command=applied.settings.commands.get(dispatch.model) if dispatch.runner == "command" else None,
-        trusted=applied.trusted,
+        trusted_settings=applied.agent_settings,
         script=dispatch.options.script,
     )
 

@@ -1,5 +1,5 @@
-"""A repository's own settings (`.core/agents.yaml`): read from the base commit, never from the agent's branch, and
-applied only as they were when a person trusted them (domain.md, "Dispatch").
+"""A repository's own settings (`.core/agents.yaml`, and the agent CLI's): read from the base commit, never from the
+agent's branch, and applied only as they were when a person trusted them (domain.md, "Dispatch").
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from coreagent.git.run import environment, git
 from coreagent.models.dispatch import Repo
 
 FILE = ".core/agents.yaml"
+AGENT_FILE = ".claude/settings.json"
+"""What claude reads in a repository: hooks that run commands, and variables."""
 FILE_MAX = 256 << 10
 
 
@@ -24,9 +26,12 @@ class Offer:
     """What a repository would like to have applied."""
 
     hash: str
-    """SHA-256 of the text; "" when the repository has no settings."""
+    """SHA-256 of the texts; "" when the repository has no settings."""
     files: dict[str, str]
-    text: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.files.get(FILE, "")
 
 
 def offered(repo: Repo, sha: str = "") -> Offer:
@@ -34,14 +39,18 @@ def offered(repo: Repo, sha: str = "") -> Offer:
 
     Raises: repo_not_found, git_timeout.
     """
-    text = _show(user_git_dir(Path(repo.path)), sha or "HEAD")
-    if not text:
+    git_dir = user_git_dir(Path(repo.path))
+    read = {name: _show(git_dir, sha or "HEAD", name) for name in (FILE, AGENT_FILE)}
+    files = {name: text for name, text in read.items() if text}
+    if not files:
         return Offer("", {})
-    return Offer(hashlib.sha256(text.encode()).hexdigest(), {FILE: text}, text)
+    # The name of the first file is left out: what was trusted before there was a second one stays so.
+    told = files.get(FILE, "") + (f"\0{AGENT_FILE}\0{files[AGENT_FILE]}" if AGENT_FILE in files else "")
+    return Offer(hashlib.sha256(told.encode()).hexdigest(), files)
 
 
-def _show(git_dir: Path, sha: str) -> str:
-    done = git("cat-file", "blob", f"{sha}:{FILE}", cwd=git_dir, env=environment(git_dir=git_dir), ok=None)
+def _show(git_dir: Path, sha: str, name: str) -> str:
+    done = git("cat-file", "blob", f"{sha}:{name}", cwd=git_dir, env=environment(git_dir=git_dir), ok=None)
     return done.out[:FILE_MAX].decode("utf-8", "replace") if done.code == 0 else ""
 
 
@@ -53,6 +62,8 @@ class Applied:
     """The user's, with what of the repository's own may be applied."""
     trusted: bool = False
     """A person trusted exactly the text that the commit holds."""
+    agent_settings: str = ""
+    """The trusted text of AGENT_FILE."""
     made_from: tuple[int, str] = (0, "")
     """What it depends on: the user's settings, and the hash that was trusted."""
 
@@ -65,10 +76,10 @@ def depends_on(user: Settings, repo: Repo) -> tuple[int, str]:
 def apply(user: Settings, repo: Repo, sha: str, at_head: bool = False) -> Applied:
     """Put the repository's settings at `sha` over the user's: what runs commands only when it is trusted. Blocking.
 
-    `at_head`: the commit is what is checked out, so that a work tree without `.core` saves the look.
+    `at_head`: the commit is what is checked out, so that a work tree without their directories saves the look.
     """
     source = depends_on(user, repo)
-    if at_head and not Path(repo.path, ".core").is_dir():
+    if at_head and not any(Path(repo.path, name).parent.is_dir() for name in (FILE, AGENT_FILE)):
         return Applied(user, made_from=source)
     try:
         offer = offered(repo, sha)
@@ -85,4 +96,5 @@ def apply(user: Settings, repo: Repo, sha: str, at_head: bool = False) -> Applie
     if own.hooks.setup.run:
         changes["hooks"] = own.hooks
     changes["commands"] = {**user.commands, **own.commands}
-    return Applied(user.model_copy(update=changes), trusted, source)
+    agent_settings = offer.files.get(AGENT_FILE, "") if trusted else ""
+    return Applied(user.model_copy(update=changes), trusted, agent_settings, source)

@@ -93,8 +93,8 @@ class Launch:
     command: CommandSettings | None = None
     script: str = ""
     """The `scripted` runner's YAML text."""
-    trusted: bool = False
-    """`repo trust` was given: the CLI may obey the settings (hooks, variables) that the repository itself carries."""
+    trusted_settings: str = ""
+    """The CLI's own settings (hooks, variables) that the repository carries, as a person trusted them; else ""."""
 
 
 @dataclass(frozen=True)

@@ -129,16 +129,20 @@ class Claude(Runner):
         else:
             argv += ["--permission-mode", "acceptEdits", "--allowedTools", _readable(launch.workspace_dir)]
         files: list[tuple[str, bytes]] = []
-        if not launch.trusted:
-            # A repository's .claude/settings.json sets variables (ANTHROPIC_BASE_URL sends the key elsewhere) and runs
-            # hooks, trust dialog or not. Without that source CLAUDE.md is not read either, so it is handed over.
-            argv += ["--setting-sources", "user"]
-            instructions = _instructions(launch)
-            own = any(arg.startswith("--append-system-prompt") for arg in argv)
-            if instructions and not own:
-                file = f"{launch.tmp_dir}/instructions.md"
-                argv += ["--append-system-prompt-file", file]
-                files.append((file, instructions))
+        # A checkout's .claude/settings.json sets variables (ANTHROPIC_BASE_URL sends the key elsewhere) and runs hooks,
+        # trust dialog or not, and the agent can write it. So it is no source; what a person trusted is handed over, and
+        # CLAUDE.md too, which is not read without that source.
+        given = {arg.partition("=")[0] for arg in argv}
+        argv += ["--setting-sources", "user"]
+        if launch.trusted_settings and "--settings" not in given:
+            file = f"{launch.tmp_dir}/settings.json"
+            argv += ["--settings", file]
+            files.append((file, launch.trusted_settings.encode("utf-8", "replace")))
+        instructions = _instructions(launch)
+        if instructions and not given & {"--append-system-prompt", "--append-system-prompt-file"}:
+            file = f"{launch.tmp_dir}/instructions.md"
+            argv += ["--append-system-prompt-file", file]
+            files.append((file, instructions))
         if launch.config_home:
             argv += ["--strict-mcp-config"]
         argv += _session(launch)
