@@ -49,3 +49,17 @@ def test_the_map_names_every_room() -> None:
     rooms += [path.stem for path in source.glob("*.py") if path.name != "__init__.py"]
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     assert not [room for room in sorted(rooms) if f"`{room}`" not in text and room != "__pycache__/"]
+
+
+def test_the_tests_that_pages_name_exist() -> None:
+    missing = []
+    for page in PAGES:
+        file = ""
+        for named, test in re.findall(r"`((?:tests/[\w/]+/)?(?:test_\w+\.py)?)(?:::(\w+))?`", page.read_text("utf-8")):
+            if not named and not test:
+                continue
+            file = named or file
+            path = ROOT / file if "/" in file else ROOT / "tests" / "cli" / file
+            if not path.is_file() or (test and f"def {test}(" not in path.read_text("utf-8")):
+                missing.append(f"{page.name}: {file}::{test}")
+    assert not missing
