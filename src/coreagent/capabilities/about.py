@@ -8,7 +8,7 @@ import time
 from typing import Literal
 
 from coreagent import config, paths, process, runners
-from coreagent.capability import EVERYONE, capability
+from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import launch, prompt, rows
 from coreagent.models.report import AgentRow, DaemonStatus, StopReply, TemplateRow, TemplateShow
@@ -75,7 +75,7 @@ async def template_show(core: Core, name: str) -> TemplateShow:
 
 
 @capability("daemon.status", cli="daemon status", roles=EVERYONE, read_only=True)
-async def daemon_status(core: Core) -> DaemonStatus:
+async def daemon_status(core: Core, caller: Caller) -> DaemonStatus:
     """Tell about the daemon: pid, version, home, socket, uptime, memory, and what is wrong with it."""
     return DaemonStatus(
         pid=os.getpid(),
@@ -87,7 +87,7 @@ async def daemon_status(core: Core) -> DaemonStatus:
         ephemeral=core.store.ephemeral,
         draining=core.engine.draining,
         running=len(list(core.engine.busy())),
-        warnings=rows.warnings(core.engine),
+        warnings=rows.warnings(core.engine) if caller.role != "worker" else [],
     )
 
 

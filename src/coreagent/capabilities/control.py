@@ -12,12 +12,12 @@ from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import bring, environment, launch, rows
-from coreagent.dispatch.workspace import layout
+from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import POISONED, Reason
-from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, State
+from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
 from coreagent.models.report import AttachReply, MoveReply, QueueReport
-from coreagent.runners.base import allow, lay_out
+from coreagent.runners.base import Plan, allow, lay_out
 
 STOP_WAIT_S = 60.0
 
@@ -37,26 +37,46 @@ async def cancel(core: Core, workspace: Workspace) -> MoveReply:
 async def _stop(core: Core, workspace: Workspace, why: Literal["pause", "cancel", "attach"]) -> MoveReply:
     engine = core.engine
     found = await find_open(core, workspace)
+    ended = False
+    while True:
+        # A turn that ends by a rate limit goes back to the queue, and a claim may come first: neither outruns a stop.
+        while found.state in ACTIVE:
+            found, ended = await _end_turn(core, found, why), True
+        async with engine.deciding(found.id):
+            found = engine.board.get(found.id, found)
+            if found.state in ACTIVE:
+                continue
+            if ended and found.state is not State.QUEUED:
+                break
+            return move_reply(*await _stop_resting(core, found, why))
+    return move_reply(found, "its work is kept" if found.harvest.status != "none" else "")
+
+
+async def _stop_resting(core: Core, found: Dispatch, why: str) -> tuple[Dispatch, str]:
+    """Stop what waits or rests; called with the decision about it in hand."""
     target = State.CANCELLED if why == "cancel" else State.PAUSED
+    if why == "attach" and found.state is not State.QUEUED:
+        return found, ""
     if found.state is target:
-        return move_reply(found, f"it was {found.state} already")
-    if found.state in ACTIVE:
-        found = await _end_turn(core, found, why)
-        return move_reply(found, "its work is kept" if found.harvest.status != "none" else "")
-    reason = Reason.CANCELLED if why == "cancel" else Reason.PAUSED
+        return found, f"it was {found.state} already"
     if found.state in (State.COMPLETED, State.FAILED) or (target is State.PAUSED and found.state is not State.QUEUED):
         raise CoreAgentError(
             "not_running",
             f"{found.workspace} is {found.state}; there is nothing to {why}",
             hint=f"`core-agent why {found.name}` tells more",
         )
-    moved = await engine.update(
-        found, state=target, reason=reason, detail=f"{target} by a person",
-        ended_at=core.now() if why == "cancel" else None, waiting_until=None, waiting_for="",
-    )  # fmt: skip
+    moved = await core.engine.update(
+        found,
+        state=target,
+        reason=Reason.CANCELLED if why == "cancel" else Reason.PAUSED,
+        detail=f"{'attached' if why == 'attach' else target} by a person",
+        ended_at=core.now() if why == "cancel" else None,
+        waiting_until=None,
+        waiting_for="",
+    )
     if why == "cancel":
         await asyncio.to_thread(environment.forget, core.home, found.id)
-    return move_reply(moved)
+    return moved, ""
 
 
 async def _end_turn(core: Core, found: Dispatch, why: str) -> Dispatch:
@@ -64,15 +84,19 @@ async def _end_turn(core: Core, found: Dispatch, why: str) -> Dispatch:
     engine = core.engine
     await engine.end_turn(found.id, why)
     deadline = asyncio.get_running_loop().time() + STOP_WAIT_S
-    while engine.board[found.id].state in ACTIVE:
+    while _same_turn(now := engine.board.get(found.id, found), found) and found.id in engine.board:
         left = deadline - asyncio.get_running_loop().time()
-        if left <= 0 or not await engine.changed(left):
+        if left <= 0 or not await engine.changed(left, engine.turns):
             raise CoreAgentError(
                 "wait_timeout",
                 f"{found.workspace} was told to stop and has not ended after {STOP_WAIT_S:g} s",
                 hint=f"it will be settled when it ends: core-agent watch {found.name}",
             )
-    return engine.board[found.id]
+    return now
+
+
+def _same_turn(now: Dispatch, found: Dispatch) -> bool:
+    return now.state in ACTIVE and now.attempt_id == found.attempt_id
 
 
 def move_reply(dispatch: Dispatch, note: str = "") -> MoveReply:
@@ -91,6 +115,18 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
         raise CoreAgentError(
             "workspace_gone", f"{found.workspace} has no checkout", hint="it was never prepared, or was removed by hand"
         )
+    plan = _interactive(core, caller, found, place)  # what cannot be attached to is not stopped
+    if not dry_run:
+        if found.state in ACTIVE or found.state is State.QUEUED:
+            await _stop(core, found.id, "attach")
+            found = engine.board.get(found.id, found)
+            plan = _interactive(core, caller, found, place)  # the turn may have told its session only at its end
+        await asyncio.to_thread(lay_out, plan)
+    told = {"CORE_AGENT_DISPATCH": found.id, "CORE_AGENT_WORKSPACE": found.workspace, "PWD": str(place.repo)}
+    return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
+
+
+def _interactive(core: Core, caller: Caller, found: Dispatch, place: Layout) -> Plan:
     runner = runners.load(found.runner)
     own = launch.runner_settings(core, found.runner)
     env = allow(caller.env or core.env, runner, own, core.settings.env.allow)
@@ -103,17 +139,7 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
         claimed_at=core.now(),
     )
     made = launch.make_launch(core, found, attempt, runner, place, found.task)
-    plan = runner.interactive(dataclasses.replace(made, env=env))
-    if dry_run:
-        pass
-    elif found.state in ACTIVE:
-        found = await _end_turn(core, found, "attach")
-    elif found.state is State.QUEUED:
-        found = await engine.update(found, state=State.PAUSED, reason=Reason.PAUSED, detail="attached by a person")
-    if not dry_run:
-        await asyncio.to_thread(lay_out, plan)
-    told = {"CORE_AGENT_DISPATCH": found.id, "CORE_AGENT_WORKSPACE": found.workspace, "PWD": str(place.repo)}
-    return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
+    return runner.interactive(dataclasses.replace(made, env=env))
 
 
 @capability("attach.done")
@@ -121,11 +147,24 @@ async def attach_done(core: Core, workspace: Workspace) -> MoveReply:
     """Bring home what a person did in a workspace after `attach` or by hand."""
     engine = core.engine
     found = await find_open(core, workspace)
-    if found.state in ACTIVE or found.state is State.QUEUED:
-        return move_reply(found, "it is at work again")
-    brought = await bring.bring_home(engine, found)
-    extra = bring.rescue_rows(found, brought.harvest, found.reason, core.now())
-    moved = await engine.update(found, extra=extra, harvest=brought.harvest, stage=bring.stage_of(brought.harvest))
+    async with engine.deciding(found.id):
+        found = engine.board.get(found.id, found)
+        if found.fate is not Fate.OPEN:
+            return move_reply(found, f"it was {found.fate} already")
+        if found.state in ACTIVE or found.state is State.QUEUED:
+            return move_reply(found, "it is at work again")
+        if not await asyncio.to_thread(layout(core.home, core.settings, found).prepared.exists):
+            return move_reply(found, "there is no checkout to bring anything from")
+        brought = await bring.bring_home(engine, found)
+        moved = await engine.update(
+            found,
+            extra=bring.rescue_rows(found, brought, found.reason, core.now()),
+            harvest=brought.harvest,
+            branch_sha=brought.branch_sha,
+            stage=bring.stage_of(brought.harvest),
+            accepted_sha="",
+            previous_sha="",
+        )
     files = brought.harvest.files
     return move_reply(moved, f"{files} changed file{'s' if files != 1 else ''} on {found.branch}" if files else "")
 
@@ -150,8 +189,9 @@ async def queue_start(core: Core, pool: Pool = "") -> QueueReport:
     for key in [k for k in engine.controls if k == (f"frozen:{pool}" if pool else "frozen") or not pool]:
         if key.startswith("frozen"):
             await engine.set_control(key, "")
-    for waiting in list(engine.board.values()):
-        if pool and waiting.pool == pool and waiting.state is State.QUEUED and waiting.waiting_until is not None:
+    for waiting in list(engine.board.queued.values()) if pool else []:
+        waiting = engine.board.get(waiting.id, waiting)
+        if waiting.pool == pool and waiting.state is State.QUEUED and waiting.waiting_until is not None:
             await engine.update(waiting, waiting_until=None, waiting_for="")
     engine.poke()
     return rows.queue_report(engine)
@@ -163,7 +203,10 @@ async def queue_shutdown(core: Core, now: bool = False) -> QueueReport:
     await core.engine.set_control("frozen", "1")
     if now:
         running = list(core.engine.busy())
-        await asyncio.gather(*(_end_turn(core, d, "shutdown") for d in running))
+        ended = await asyncio.gather(*(_end_turn(core, d, "shutdown") for d in running), return_exceptions=True)
+        for failed in ended:
+            if isinstance(failed, BaseException):
+                raise failed
     return rows.queue_report(core.engine)
 
 

@@ -37,12 +37,12 @@ from coreagent.capabilities.parameter import (
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import environment, intake, launch, prep, rows
+from coreagent.dispatch import bring, environment, intake, launch, prep, rows
 from coreagent.dispatch.intake import Request
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
-from coreagent.models.agent import POISONED
+from coreagent.models.agent import POISONED, Reason
 from coreagent.models.dispatch import Dispatch, Fate, Options, State
 from coreagent.models.report import DispatchReply
 from coreagent.runners.base import allow
@@ -106,8 +106,11 @@ async def dispatch(
     request = Request(task=task, options=options, repo=repo, org=org, agent=agent, name=name, priority=priority)
     made, base = await intake.resolve(core.engine, caller, request)
     if dry_run:
-        return await _dry_run(core, made, base)
-    again = intake.existing_for_issue(core.engine, made)
+        try:
+            return await _dry_run(core, made, base)
+        finally:
+            core.engine.forget_settings(made)
+    again = None if name else intake.existing_for_issue(core.engine, made)
     if again is not None:
         return await _resume(core, caller, again.id, prompt=task)
     return reply(core, await intake.queue(core.engine, caller, made, base))
@@ -138,8 +141,15 @@ async def prepare_workspace(
     request = Request(task=task, options=options, repo=repo, org=org, agent=agent, name=name)
     made, base = await intake.resolve(core.engine, caller, request)
     held = await intake.queue(core.engine, caller, made, base, held=True)
-    await prep.prepare(core.engine, held, None)
-    return reply(core, core.engine.board[held.id])
+    async with core.engine.deciding(held.id):
+        held = core.engine.board.get(held.id, held)
+        if held.state is State.PAUSED:
+            try:
+                await prep.prepare(core.engine, held, None)
+            except CoreAgentError as error:
+                await core.engine.update(held, reason=Reason.PREP_FAILED, detail=f"not prepared: {error.message}"[:400])
+                raise
+    return reply(core, core.engine.board.get(held.id, held))
 
 
 @capability("resume", tool="agentic_resume", cli="resume")
@@ -162,17 +172,30 @@ async def resume(
 async def _resume(
     core: Core, caller: Caller, workspace: str, answer: str = "", prompt: str = "", fresh: bool = False
 ) -> DispatchReply:
-    engine = core.engine
     found = await find_open(core, workspace)
-    if found.state is State.QUEUED and found.waiting_until is not None:
-        return reply(core, await _go_at_once(core, caller, found, answer or prompt), resumed=True)
+    async with core.engine.deciding(found.id):
+        found = core.engine.board.get(found.id, found)
+        if found.state is State.QUEUED and found.waiting_until is not None:
+            resumed = await _go_at_once(core, caller, found, answer or prompt)
+        else:
+            resumed = await _put_back(core, caller, found, answer, prompt, fresh)
+    core.engine.poke()
+    return reply(core, resumed, resumed=True)
+
+
+async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, prompt: str, fresh: bool) -> Dispatch:
+    """Queue a dispatch that rests for its next turn."""
+    intake.check_text("what it is to be told", answer, prompt)
     _check_resumable(core, found)
     kind, text = _next_turn(found, answer, prompt, fresh)
+    place = layout(core.home, core.settings, found)
     if answer:
-        place = layout(core.home, core.settings, found)
         await asyncio.to_thread(prep.write_answer, place, found.question, answer)
+    else:
+        # What is left lying there would be taken for a new question at the end of the next turn.
+        await asyncio.to_thread(bring.remove_note, place.repo, "BLOCKED.md")
     await _keep_environment(core, caller, found)
-    resumed = await engine.update(
+    return await core.engine.update(
         found,
         state=State.QUEUED,
         reason=None,
@@ -184,20 +207,22 @@ async def _resume(
         next_prompt=text,
         queued_at=core.now(),
         ended_at=None,
+        # An accept that was cut off landed what there was then, not what will come.
+        accepted_sha="",
+        previous_sha="",
     )
-    engine.poke()
-    return reply(core, resumed, resumed=True)
 
 
 async def _go_at_once(core: Core, caller: Caller, found: Dispatch, more: str) -> Dispatch:
     """Do not wait any longer; what the person says now is added to what the turn says."""
     await _keep_environment(core, caller, found)
+    found = core.engine.board.get(found.id, found)
+    if found.state is not State.QUEUED:
+        _check_resumable(core, found)  # its time came while we wrote: busy
     said = found.next_prompt
     if more:
         said = more if said in ("", CONTINUE) else f"{said}\n\n{more}"
-    going = await core.engine.update(found, waiting_until=None, waiting_for="", next_prompt=said)
-    core.engine.poke()
-    return going
+    return await core.engine.update(found, waiting_until=None, waiting_for="", next_prompt=said)
 
 
 async def _keep_environment(core: Core, caller: Caller, found: Dispatch) -> None:
@@ -233,15 +258,17 @@ def _check_resumable(core: Core, found: Dispatch) -> None:
 def _next_turn(
     found: Dispatch, answer: str, prompt: str, fresh: bool
 ) -> tuple[Literal["dispatch", "resume", "fresh"], str]:
-    """How the next turn begins and what it says."""
-    said = [f"Your question was answered (also in ANSWER.md):\n{answer}" if answer else "", prompt]
+    """How the next turn begins and what it says; what an earlier one was to say and never said comes first."""
+    unsaid = "" if found.next_prompt == CONTINUE else found.next_prompt
+    said = [unsaid, f"Your question was answered (also in ANSWER.md):\n{answer}" if answer else "", prompt]
     text = "\n\n".join(part for part in said if part)
     if not found.runs:
-        return "dispatch", ""
+        return "dispatch", text
     runner = runners.load(found.runner)
-    poisoned = found.reason in POISONED
+    poisoned = found.reason in POISONED or found.next_kind == "fresh"
     if fresh or poisoned or not runner.resumable or not found.session_id:
-        return "fresh", text
+        asked = f"The earlier session asked:\n{found.question}" if found.question and not answer else ""
+        return "fresh", "\n\n".join(part for part in (asked, text) if part)
     return "resume", text or CONTINUE
 
 

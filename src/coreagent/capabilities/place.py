@@ -9,13 +9,15 @@ from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import cleanup, intake, names, rows, trust
+from coreagent.dispatch import bring, cleanup, intake, names, rows, trust
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import inspect
 from coreagent.models.dispatch import Repo
 from coreagent.models.report import CleanReply, RepoRow, TrustReply, WorkspaceRow, WorkspaceShow
 from coreagent.store.change import SaveRepo
+
+PROMPT_MAX = 1 << 20
 
 
 @capability("workspace.list", cli="workspace list", read_only=True)
@@ -31,7 +33,8 @@ async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
     found = await find_open(core, workspace)
     place = layout(core.home, core.settings, found)
     attempts = await core.store.attempts_of(found.id)
-    prompt = await asyncio.to_thread(lambda: place.prompt.read_text() if place.prompt.is_file() else "")
+    # The agent can write there too.
+    prompt = await asyncio.to_thread(bring.read_note, place.meta, place.prompt.name, PROMPT_MAX)
     return WorkspaceShow(
         row=rows.row(engine, found),
         path=str(place.root),
@@ -59,8 +62,9 @@ async def workspace_clean(core: Core, workspace: Workspace = "", dry_run: bool =
         if why:
             reply.kept[found.workspace] = why
             continue
-        if not dry_run:
-            await cleanup.let_go(engine, found)
+        if not dry_run and (why := await cleanup.let_go_if(engine, found.id)):
+            reply.kept[found.workspace] = why
+            continue
         reply.removed.append(found.workspace)
     return reply
 
@@ -106,8 +110,8 @@ async def repo_trust(
     """
     engine = core.engine
     base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, repo, "")))
-    row = intake.register(engine, base)
-    offer = await asyncio.to_thread(trust.offered, row)
+    offer = await asyncio.to_thread(trust.offered, intake.register(engine, base))
+    row = intake.register(engine, base)  # again: somebody may have registered it, or taken its name, meanwhile
     if apply or bypass:
         row = row.model_copy(
             update={

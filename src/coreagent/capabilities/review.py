@@ -9,8 +9,8 @@ from typing import Literal
 from coreagent import paths, runners
 from coreagent.capabilities.control import move_reply
 from coreagent.capabilities.parameter import Workspace
-from coreagent.capabilities.status import find_any, find_open
-from coreagent.capability import EVERYONE, capability
+from coreagent.capabilities.status import find_any, find_open, seen_by
+from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import bring, cleanup, logbook
 from coreagent.dispatch.workspace import layout
@@ -28,9 +28,9 @@ DIFF_MAX = 4 << 20
 
 
 @capability("diff", cli="diff", roles=EVERYONE, read_only=True)
-async def diff(core: Core, workspace: Workspace, stat: bool = False) -> DiffReply:
+async def diff(core: Core, caller: Caller, workspace: Workspace, stat: bool = False) -> DiffReply:
     """Show what the agent changed: of a running one the working tree as it is now, else what was brought home."""
-    found = await find_any(core, workspace)
+    found = await seen_by(core, caller, workspace)
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))
     start = found.start_sha or found.base_sha
     live = found.state in ACTIVE
@@ -70,13 +70,19 @@ async def diff(core: Core, workspace: Workspace, stat: bool = False) -> DiffRepl
 
 @capability("logs", cli="logs", roles=EVERYONE, read_only=True)
 async def logs(
-    core: Core, workspace: Workspace, attempt: int | None = None, after: str = "", limit: int = 1000, tail: int = 0
+    core: Core,
+    caller: Caller,
+    workspace: Workspace,
+    attempt: int | None = None,
+    after: str = "",
+    limit: int = 1000,
+    tail: int = 0,
 ) -> LogReply:
     """Read what an agent said and did, from its recorded output.
 
     `after` is the `next` of an earlier reply; `tail` starts with the last that many lines instead of the first.
     """
-    found = await find_any(core, workspace)
+    found = await seen_by(core, caller, workspace)
     live = core.engine.live.get(found.id)
     n = attempt if attempt is not None else found.attempts
     running = live is not None and live.attempt.n == n
@@ -120,8 +126,13 @@ async def accept(
     `auto` moves the branch forward when that is possible and merges otherwise. Nothing of the user's is lost: a
     checkout that would be overwritten refuses, and the reply holds the command that takes it back.
     """
-    engine = core.engine
     found = await find_open(core, workspace)
+    async with core.engine.deciding(found.id):
+        return await _accept(core, await find_open(core, found.id), strategy, onto)
+
+
+async def _accept(core: Core, found: Dispatch, strategy: str, onto: str) -> AcceptReply:
+    engine = core.engine
     _check_acceptable(found)
     target = onto or found.base_ref
     if not target:
@@ -215,8 +226,13 @@ def _check_acceptable(found: Dispatch) -> None:
 @capability("reject", cli="reject", destructive=True)
 async def reject(core: Core, workspace: Workspace) -> MoveReply:
     """Say no to the work and let the workspace go; its tip stays under a rescue ref."""
-    engine = core.engine
     found = await find_open(core, workspace)
+    async with core.engine.deciding(found.id):
+        return await _reject(core, await find_open(core, found.id))
+
+
+async def _reject(core: Core, found: Dispatch) -> MoveReply:
+    engine = core.engine
     if found.state in ACTIVE or found.state is State.QUEUED:
         raise CoreAgentError(
             "workspace_busy", f"{found.workspace} is {found.state}", hint=f"`core-agent cancel {found.name}` first"

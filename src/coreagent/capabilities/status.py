@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 from coreagent.capabilities.parameter import Workspace
-from coreagent.capability import EVERYONE, capability
+from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import claim, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
-from coreagent.models.dispatch import Dispatch, Fate, State
+from coreagent.models.dispatch import RESTING, Dispatch, Fate, State
 from coreagent.models.report import HistoryRow, StatusReport, WatchReply, WhyReport
 
 WATCH_MAX_S = 600.0
@@ -20,20 +20,22 @@ HISTORY_SEARCHED = 1000
 
 
 @capability("status", tool="agentic_status", cli="status", roles=EVERYONE, read_only=True)
-async def status(core: Core, workspace: Workspace = "", all: bool = False) -> StatusReport:  # noqa: A002
+async def status(core: Core, caller: Caller, workspace: Workspace = "", all: bool = False) -> StatusReport:  # noqa: A002
     """Tell what is running, what waits and why, and what needs a person, oldest first."""
-    if not workspace:
+    if not workspace and caller.role != "worker":
         return rows.report(core.engine, all)
-    found = core.engine.find(workspace)
+    found = open_to(core, caller, workspace)
     whole = rows.report(core.engine, True)
     whole.workspaces = [r for r in whole.workspaces if r.dispatch_id == found.id]
+    if caller.role == "worker":
+        whole.warnings = []  # they name other workspaces
     return whole
 
 
 @capability("why", cli="why", roles=EVERYONE, read_only=True)
-async def why(core: Core, workspace: Workspace) -> WhyReport:
+async def why(core: Core, caller: Caller, workspace: Workspace) -> WhyReport:
     """Explain why a workspace is in its state, from the evidence, and what can be done."""
-    found = await find_any(core, workspace)
+    found = await seen_by(core, caller, workspace)
     return WhyReport(
         workspace=found.workspace,
         state=found.state,
@@ -41,6 +43,29 @@ async def why(core: Core, workspace: Workspace) -> WhyReport:
         facts=await _facts(core, found),
         next=_next(found),
     )
+
+
+def open_to(core: Core, caller: Caller, workspace: str) -> Dispatch:
+    """The open dispatch of that name; an agent's process sees its own alone, which is also the one it need not name.
+
+    Raises: role_forbidden for any other, whether there is one or not; workspace_not_found, ambiguous_workspace.
+    """
+    if caller.role != "worker":
+        return core.engine.find(workspace)
+    own = next((d for d in core.engine.board.values() if caller.workspace and d.workspace == caller.workspace), None)
+    asked = workspace.strip().strip("/")
+    if own is None or asked not in ("", own.id, own.workspace, f"{own.repo}/{own.name}", own.name):
+        raise CoreAgentError(
+            "role_forbidden",
+            f"an agent may look at its own workspace only{f', {own.workspace}' if own else ''}",
+            hint="leave this to the person: write what you need into BLOCKED.md and stop",
+        )
+    return own
+
+
+async def seen_by(core: Core, caller: Caller, workspace: str) -> Dispatch:
+    """As `find_any`, for an agent's process as `open_to`."""
+    return open_to(core, caller, workspace) if caller.role == "worker" else await find_any(core, workspace)
 
 
 async def find_any(core: Core, workspace: Workspace) -> Dispatch:
@@ -88,8 +113,8 @@ def _headline(engine: Engine, d: Dispatch) -> str:
             return f"It is paused: {d.detail or 'a person stopped it between turns'}."
         case State.BLOCKED:
             return f"The agent asks: {d.question.strip() or d.detail}"
-        case State.COMPLETED if d.fate is not Fate.OPEN:
-            return f"It completed and was {d.fate}."
+        case _ if d.fate is not Fate.OPEN:
+            return f"It {'was ' if d.state is State.CANCELLED else ''}{d.state} and was {d.fate}."
         case State.COMPLETED if d.reason is Reason.NO_CHANGES:
             return "The agent ended well and changed nothing."
         case State.COMPLETED if d.harvest.status == "rejected":
@@ -107,7 +132,7 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
     obstacle = claim.obstacle(d, facts)
     match obstacle:
         case "":
-            return "It is the next to start."
+            return "Nothing holds it up; it is about to start."
         case "slot":
             busy = [o.name for o in engine.busy() if o.pool == d.pool]
             return f"Pool {d.pool} has {len(busy)} of {facts.limits[d.pool]} slots in use: {', '.join(busy[:5])}."
@@ -120,9 +145,8 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
         case "shutdown":
             return "The daemon is draining; it starts with the next daemon."
         case "rate_limit":
-            return (
-                f"The provider's rate limit lifts at {d.waiting_until:%Y-%m-%d %H:%M:%S} UTC; its session goes on then."
-            )
+            how = "its session goes on" if d.next_kind == "resume" else "a new session goes on"
+            return f"The provider's rate limit lifts at {d.waiting_until:%Y-%m-%d %H:%M:%S} UTC; {how} then."
         case _:
             return f"It waits for {obstacle}."
 
@@ -161,6 +185,11 @@ def _next(d: Dispatch) -> list[str]:
     name = d.name
     if d.workspace_gone:
         return []
+    if d.fate is not Fate.OPEN:
+        return [f"core-agent workspace clean {name}"]
+    if d.state in RESTING and d.harvest.status == "rejected":
+        first = f'core-agent resume {name} --answer "..."' if d.state is State.BLOCKED else f"core-agent resume {name}"
+        return [f"core-agent diff {name}", first, f"core-agent rescue apply {name}", f"core-agent reject {name}"]
     match d.state:
         case State.BLOCKED:
             return [
@@ -183,25 +212,27 @@ def _next(d: Dispatch) -> list[str]:
 
 
 @capability("watch", tool="agentic_watch", cli="watch", roles=EVERYONE, read_only=True)
-async def watch(core: Core, workspace: Workspace = "", since: int = 0, timeout_s: float = 30.0) -> WatchReply:
+async def watch(
+    core: Core, caller: Caller, workspace: Workspace = "", since: int = 0, timeout_s: float = 30.0
+) -> WatchReply:
     """Wait until something happens after event `since` (0: from now) and tell what, or until the time is out."""
     engine = core.engine
-    wanted = engine.find(workspace).id if workspace else ""
-    after = since or engine.seq
+    wanted = open_to(core, caller, workspace).id if workspace or caller.role == "worker" else ""
+    after = since if 0 < since <= engine.seq else engine.seq  # one of another store, or none: from now
     deadline = time.monotonic() + min(max(timeout_s, 0.0), WATCH_MAX_S)
     while True:
-        found = [e for e in await core.store.events(after) if not wanted or e.dispatch_id == wanted]
+        turns = engine.turns
+        found = await core.store.events(after, dispatch_id=wanted)
         left = deadline - time.monotonic()
         if found or left <= 0:
             named = {e.dispatch_id for e in found} or {wanted}
             return WatchReply(
-                seq=max((e.seq for e in found), default=max(after, engine.seq)),
+                seq=max((e.seq for e in found), default=after),
                 events=[e.model_dump(mode="json") for e in found],
                 workspaces=[rows.row(engine, d) for d in engine.board.values() if d.id in named],
                 timed_out=not found,
             )
-        after = max(after, engine.seq) if not wanted else after
-        await engine.changed(left)
+        await engine.changed(left, turns)
 
 
 @capability("history", cli="history", read_only=True)

@@ -91,6 +91,8 @@ class InDaemon(Session):
     def follow(self, workspace: str = "", tick: float | None = None) -> Iterator[Event | None]:
         assert self.core is not None
         core = self.core
+        if self.caller.role == "worker":
+            workspace = self.caller.workspace or "none"  # an agent hears of its own workspace only
         arrived: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
 
         async def subscribe() -> Any:

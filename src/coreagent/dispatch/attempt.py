@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreagent import attempts, events, paths, runners
-from coreagent.dispatch import bring, cleanup, environment, launch, prep
+from coreagent.dispatch import bring, cleanup, launch, prep
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.verdict import Evidence, Verdict, judge
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
-from coreagent.models.agent import Outcome, Reason
+from coreagent.models.agent import POISONED, Cost, Outcome, Reason, Usage
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Harvest, State
 
 if TYPE_CHECKING:
@@ -36,34 +37,54 @@ RESET_MIN = timedelta(seconds=1)
 RESET_MAX = timedelta(days=8)
 
 
-async def guarded(engine: Engine, dispatch_id: str, work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`; whatever goes wrong in it, the dispatch ends with a state and a reason, and its work stays."""
+async def guarded(engine: Engine, claimed: Dispatch, work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`; whatever goes wrong in it, the dispatch ends with a state and a reason, and its work stays.
+
+    An attempt puts its things away after its end was told, when the next one of the same dispatch may live already:
+    only what is still this attempt's own is touched.
+    """
     try:
         await work
     except asyncio.CancelledError:
         raise  # the daemon leaves; the agent goes on under its shim
     except Exception as error:
-        log.exception("attempt of %s failed", dispatch_id)
+        log.exception("attempt of %s failed", claimed.workspace)
         message = error.message if isinstance(error, CoreAgentError) else f"{type(error).__name__}: {error}"
-        live = engine.live.pop(dispatch_id, None)
-        if live is not None and live.shim is not None:
-            await live.shim.cancel("shutdown")
-        dispatch = engine.board.get(dispatch_id)
-        if dispatch is not None and dispatch.state in ACTIVE:
-            attempt = engine.attempts[dispatch_id].model_copy(
-                update={"ended_at": engine.core.now(), "reason": Reason.ERROR}
-            )
-            await engine.update(
-                dispatch,
-                attempt=attempt,
-                state=State.FAILED,
-                reason=Reason.ERROR,
-                detail=message[:400],
-                ended_at=engine.core.now(),
-            )
+        await _give_up(engine, claimed, message[:400])
     finally:
-        engine.live.pop(dispatch_id, None)
+        if _own(engine, claimed) is not None:
+            del engine.live[claimed.id]
         engine.poke()
+
+
+def _own(engine: Engine, claimed: Dispatch) -> LiveAttempt | None:
+    live = engine.live.get(claimed.id)
+    return live if live is not None and live.attempt.id == claimed.attempt_id else None
+
+
+async def _give_up(engine: Engine, claimed: Dispatch, message: str) -> None:
+    """End an attempt that we cannot follow any more; its agent must be gone before its slot is free."""
+    live = _own(engine, claimed)
+    if live is not None and live.shim is not None:
+        try:
+            await live.shim.cancel("shutdown")
+            await live.shim.wait()
+        except Exception:
+            log.exception("the shim of %s could not be stopped", claimed.workspace)
+            await asyncio.to_thread(attempts.sweep, claimed.attempt_id)
+
+    async def write() -> None:
+        dispatch = engine.board.get(claimed.id)
+        if dispatch is None or dispatch.state not in ACTIVE or dispatch.attempt_id != claimed.attempt_id:
+            return
+        now = engine.core.now()
+        ended = engine.attempts[claimed.id].model_copy(update={"ended_at": now, "reason": Reason.ERROR})
+        await engine.update(
+            dispatch, attempt=ended, state=State.FAILED, reason=Reason.ERROR, detail=message, ended_at=now
+        )
+
+    await surely(engine, claimed, write)
+    await engine.forget_environment(claimed.id)
 
 
 async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
@@ -71,7 +92,8 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     core = engine.core
     directory = Path(paths.attempt_dir(core.home, attempt.id))
     runner = runners.load(dispatch.runner)
-    live = LiveAttempt(engine, dispatch.workspace, attempt, directory, runner.parser(dispatch.usage, dispatch.cost))
+    parser = runner.parser(*session_totals(dispatch, attempt))
+    live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
     engine.live[dispatch.id] = live
     live.stop_requested = engine.stop_wishes.pop(dispatch.id, "")
     try:
@@ -90,12 +112,23 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         return
     await asyncio.to_thread(launch.write_spec, engine, dispatch, attempt, plan, directory)
     core.crash_point("spec-written")
-    shim = attempts.spawn(directory)
+    shim = live.shim = attempts.spawn(directory)  # from here on a stop goes to the shim
     core.crash_point("spawned")
-    dispatch, attempt = await mark_started(engine, dispatch, attempt, shim.pid, shim.start)
+    claimed = attempt
+
+    async def mark() -> None:
+        nonlocal dispatch, attempt
+        dispatch, attempt = await mark_started(engine, dispatch, claimed, shim.pid, shim.start)
+
+    await surely(engine, dispatch, mark)
     live.attempt = attempt
     core.crash_point("running")
     await follow(engine, dispatch, attempt, live, shim)
+
+
+def session_totals(dispatch: Dispatch, attempt: Attempt) -> tuple[Usage, Cost]:
+    """What the session that an attempt goes on with has used so far; nothing when it begins one."""
+    return (dispatch.session_usage, dispatch.session_cost) if attempt.resume_session else (Usage(), Cost())
 
 
 def _stopped(live: LiveAttempt) -> Verdict | None:
@@ -135,7 +168,7 @@ async def follow(engine: Engine, dispatch: Dispatch, attempt: Attempt, live: Liv
 
 
 async def surely(engine: Engine, dispatch: Dispatch, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a step that may be run twice, again and again while the disk is full: an ending must not get lost."""
+    """Run a step that may be run twice, again and again while the disk is full: what happened must not get lost."""
     delay = RETRY_MIN_S
     while True:
         try:
@@ -145,8 +178,10 @@ async def surely(engine: Engine, dispatch: Dispatch, step: Callable[[], Coroutin
         except CoreAgentError as error:
             if error.slug not in ("no_space", "store_write_failed"):
                 raise
-            engine.troubles[dispatch.id] = f"the end of {dispatch.workspace} cannot be written yet: {error.message}"
+            engine.troubles[dispatch.id] = f"the state of {dispatch.workspace} cannot be written yet: {error.message}"
             log.warning("%s (%s)", engine.troubles[dispatch.id], error.cause)
+            if engine.stopping:
+                raise asyncio.CancelledError from error  # the next daemon takes it up from what lies on disk
         await asyncio.sleep(delay)
         delay = min(delay * 2, RETRY_MAX_S)
 
@@ -192,19 +227,28 @@ async def settle(
     )
     changes = _ending(engine, dispatch, attempt, verdict, question)
     changes["harvest"] = brought.harvest
-    changes["runs"] = dispatch.runs - (0 if ended.executed else 1)
+    changes["branch_sha"] = brought.branch_sha
+    if not ended.executed:
+        # What it was to say was never said.
+        changes |= {"runs": dispatch.runs - 1, "next_prompt": attempt.prompt, "next_kind": attempt.kind}
     changes["stage"] = bring.stage_of(brought.harvest)
-    extra = bring.rescue_rows(dispatch, brought.harvest, verdict.reason, ended_at)
-    dispatch = await engine.update(
-        dispatch, *_messages(dispatch, verdict, brought.harvest, changes), attempt=attempt, extra=extra, **changes
-    )
+    extra = bring.rescue_rows(dispatch, brought, verdict.reason, ended_at)
+    told = _messages(dispatch, verdict, brought.harvest, changes, core.now())
+    dispatch = await engine.update(dispatch, *told, attempt=attempt, extra=extra, **changes)
     core.crash_point("settled")
-    await asyncio.to_thread(put_away, core.home, place, dispatch, attempt, live.directory)
+    try:
+        await asyncio.to_thread(put_away, core.home, place, dispatch, attempt, live.directory)
+    except OSError:
+        log.exception(
+            "what attempt %s left could not be put away", attempt.id
+        )  # its end is written; that is what counts
+    await engine.forget_environment(dispatch.id)
     core.crash_point("put-away")
 
 
 def _ending(engine: Engine, dispatch: Dispatch, attempt: Attempt, verdict: Verdict, question: str) -> dict[str, Any]:
     outcome, now = attempt.outcome, engine.core.now()
+    before, paid = session_totals(dispatch, attempt)
     changes: dict[str, Any] = {
         "state": verdict.state,
         "reason": verdict.reason,
@@ -212,25 +256,35 @@ def _ending(engine: Engine, dispatch: Dispatch, attempt: Attempt, verdict: Verdi
         "question": question if verdict.state is State.BLOCKED else "",
         "usage": dispatch.usage.plus(outcome.usage),
         "cost": launch.add_cost(dispatch.cost, outcome.cost, outcome.usage),
-        "session_id": outcome.session_id or dispatch.session_id,
+        "session_id": _session_after(attempt, verdict),
+        "session_usage": before.plus(outcome.usage),
+        "session_cost": launch.add_cost(paid, outcome.cost, outcome.usage),
         "model": dispatch.model or outcome.model,
         "denied_tools": outcome.denied_tools,
         "ended_at": now,
         "rate_limited": 0,
     }
     if verdict.state is State.QUEUED:
-        changes |= _wait_for_reset(dispatch, outcome, now)
+        changes |= _wait_for_reset(dispatch, outcome, now, changes["session_id"])
     return changes
 
 
-def _wait_for_reset(dispatch: Dispatch, outcome: Outcome, now: datetime) -> dict[str, Any]:
+def _session_after(attempt: Attempt, verdict: Verdict) -> str:
+    """The session that the next turn can go on with: one that its CLI told of, and that is not spoilt."""
+    if verdict.reason in POISONED:
+        return ""
+    return attempt.outcome.session_id or attempt.resume_session
+
+
+def _wait_for_reset(dispatch: Dispatch, outcome: Outcome, now: datetime, session: str) -> dict[str, Any]:
     """The fields of a dispatch that a provider sent away: when it goes on, and as the same session."""
-    if outcome.resets_at:
-        until = datetime.fromtimestamp(outcome.resets_at, UTC)
-        until = min(max(until, now + RESET_MIN), now + RESET_MAX)
+    resets_at = outcome.resets_at
+    if resets_at is not None and math.isfinite(resets_at) and resets_at > 0:
+        wait = timedelta(seconds=min(max(resets_at - now.timestamp(), 0.0), RESET_MAX.total_seconds()))
+        until = now + max(wait, RESET_MIN)
     else:
         until = now + timedelta(minutes=BACKOFF_MINUTES[min(dispatch.rate_limited, len(BACKOFF_MINUTES) - 1)])
-    resumable = bool(outcome.session_id or dispatch.session_id) and runners.load(dispatch.runner).resumable
+    resumable = bool(session) and runners.load(dispatch.runner).resumable
     return {
         "waiting_until": until,
         "waiting_for": "rate_limit",
@@ -241,7 +295,9 @@ def _wait_for_reset(dispatch: Dispatch, outcome: Outcome, now: datetime) -> dict
     }
 
 
-def _messages(dispatch: Dispatch, verdict: Verdict, harvest: Harvest, changes: dict[str, Any]) -> list[events.Message]:
+def _messages(
+    dispatch: Dispatch, verdict: Verdict, harvest: Harvest, changes: dict[str, Any], now: datetime
+) -> list[events.Message]:
     repo = f"{dispatch.org}/{dispatch.repo}"
     told: list[events.Message] = [
         events.AgentCompleted(agent=dispatch.agent, repo=repo, workspace=dispatch.workspace, status=verdict.state.value)
@@ -251,7 +307,7 @@ def _messages(dispatch: Dispatch, verdict: Verdict, harvest: Harvest, changes: d
     elif harvest.status == "rejected":
         told.append(events.HarvestRejected(repo=repo, branch=dispatch.branch, reason=harvest.reason))
     if changes.get("waiting_for") == "rate_limit":
-        seconds = (changes["waiting_until"] - dispatch.changed_at).total_seconds()
+        seconds = (changes["waiting_until"] - now).total_seconds()
         told.append(events.RateLimitDetected(pool=dispatch.pool, duration=max(0.0, seconds)))
     return told
 
@@ -275,16 +331,13 @@ async def _never_started(
 
     await surely(engine, dispatch, write)
     await asyncio.to_thread(_remove_spool, live.directory)
-    if verdict.state is not State.QUEUED:
-        await asyncio.to_thread(environment.forget, engine.core.home, dispatch.id)
+    await engine.forget_environment(dispatch.id)
 
 
 def put_away(home: str, place: Any, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
     """Move an ended attempt's spool into its workspace; secrets go, output stays. Safe to run twice."""
     (directory / "spec.json").unlink(missing_ok=True)
     (directory / "stdin").unlink(missing_ok=True)
-    if dispatch.state is not State.QUEUED:
-        environment.forget(home, dispatch.id)
     if directory.is_dir() and place.meta.is_dir() and not place.meta.is_symlink():
         target = place.attempt(attempt.n)
         target.mkdir(parents=True, exist_ok=True)

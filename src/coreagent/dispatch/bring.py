@@ -6,6 +6,7 @@ Safe to run twice: the leftover commit is dated by the attempt's end, so that a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import stat
@@ -42,9 +43,14 @@ class Home:
 
     harvest: Harvest
     changed: bool
+    branch_sha: str = ""
+    """Where `agent/<name>` of the user's repository is now, as far as we put it there."""
+    rescued: str = ""
+    """The ref under which a tip was kept that is on no branch, and that tip."""
+    rescued_sha: str = ""
 
 
-def read_note(repo_dir: Path, name: str) -> str:
+def read_note(repo_dir: Path, name: str, most: int = QUESTION_MAX) -> str:
     """Text of a note the agent left (BLOCKED.md): a regular file only, bounded, never followed out of the tree."""
     try:
         descriptor = os.open(repo_dir / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -53,7 +59,14 @@ def read_note(repo_dir: Path, name: str) -> str:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return ""
-        return file.read(QUESTION_MAX).decode("utf-8", "replace").strip()
+        return file.read(most).decode("utf-8", "replace").strip()
+
+
+def remove_note(repo_dir: Path, name: str) -> None:
+    """Remove a note from the checkout; what is no file stays, and is no note either."""
+    if not repo_dir.is_symlink() and repo_dir.is_dir():
+        with contextlib.suppress(OSError):
+            (repo_dir / name).unlink(missing_ok=True)
 
 
 async def take_snapshot(core: Core, dispatch: Dispatch) -> git_snapshot.Snapshot:
@@ -92,9 +105,10 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
             raise  # that will pass; the caller tries again
         log.warning("snapshot of %s failed: %s (%s)", dispatch.workspace, error.message, error.cause)
         detail = f"{error.message} {error.cause}".strip()
-        return Home(Harvest(status="rejected", branch=dispatch.branch, reason=error.slug, detail=detail[:400]), True)
+        rejected = Harvest(status="rejected", branch=dispatch.branch, reason=error.slug, detail=detail[:400])
+        return Home(rejected, changed=True, branch_sha=dispatch.branch_sha)
     if taken.sha == start and not taken.blocking:
-        return Home(Harvest(status="none"), changed=False)
+        return await asyncio.to_thread(_undone, core.home, dispatch)
     harvest = Harvest(
         status="complete",
         branch=dispatch.branch,
@@ -113,11 +127,22 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
     else:
         core.crash_point("snapshot-taken")
         harvest = await asyncio.to_thread(_harvest, core.home, dispatch, harvest)
-    if harvest.status == "rejected":
-        cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
-        kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, harvest.sha)
-        harvest = harvest.model_copy(update={"rescue_ref": kept.ref})
-    return Home(harvest, changed=True)
+    if harvest.status == "complete":
+        return Home(harvest, changed=True, branch_sha=harvest.sha)
+    cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
+    kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, harvest.sha)
+    harvest = harvest.model_copy(update={"rescue_ref": kept.ref})
+    return Home(harvest, True, dispatch.branch_sha, kept.ref, harvest.sha)
+
+
+def _undone(home: str, dispatch: Dispatch) -> Home:
+    """Nothing differs from the start: what an earlier turn brought is taken back too, and kept under a rescue ref."""
+    if not dispatch.branch_sha:
+        return Home(Harvest(status="none"), changed=False)
+    cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
+    kept = git_rescue.rescue_save(cache, dispatch.name, dispatch.branch_sha)
+    gone = drop_branch(dispatch)
+    return Home(Harvest(status="none"), False, "" if gone else dispatch.branch_sha, kept.ref, dispatch.branch_sha)
 
 
 def stage_of(harvest: Harvest) -> Stage:
@@ -131,10 +156,15 @@ def _rejected(harvest: Harvest, slug: str, detail: str) -> Harvest:
 
 def _harvest(home: str, dispatch: Dispatch, harvest: Harvest) -> Harvest:
     cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
-    # A daemon that died between the harvest and its record left exactly this commit: that is no foreign change.
-    expected = dispatch.harvest.sha if dispatch.harvest.status == "complete" else ""
+    top = Path(dispatch.repo_path)
     try:
-        git_harvest.harvest(cache, Path(dispatch.repo_path), dispatch.branch, harvest.sha, expected)
+        try:
+            git_harvest.harvest(cache, top, dispatch.branch, harvest.sha, dispatch.branch_sha)
+        except CoreAgentError as error:
+            # Deleted or renamed by its person: a new one of that name is in nobody's way.
+            if error.slug != "branch_moved" or not dispatch.branch_sha or error.data.get("current") != "":
+                raise
+            git_harvest.harvest(cache, top, dispatch.branch, harvest.sha)
     except CoreAgentError as error:
         if error.slug == "no_space":
             raise
@@ -142,11 +172,13 @@ def _harvest(home: str, dispatch: Dispatch, harvest: Harvest) -> Harvest:
     return harvest
 
 
-def rescue_rows(dispatch: Dispatch, harvest: Harvest, reason: Reason | None, at: datetime) -> list[SaveRescue]:
-    """The store's row of a rescue ref that a harvest made."""
-    if not harvest.rescue_ref:
+def rescue_rows(dispatch: Dispatch, brought: Home, reason: Reason | None, at: datetime) -> list[SaveRescue]:
+    """The store's row of a rescue ref that was made on the way home."""
+    if not brought.rescued:
         return []
-    return [_row(dispatch, harvest.rescue_ref, harvest.sha, harvest.reason or str(reason or ""), harvest, at)]
+    harvest = brought.harvest if brought.harvest.status == "rejected" else dispatch.harvest
+    why = brought.harvest.reason or ("undone" if not brought.changed else str(reason or ""))
+    return [_row(dispatch, brought.rescued, brought.rescued_sha, why, harvest, at)]
 
 
 def _row(dispatch: Dispatch, ref: str, sha: str, reason: str, harvest: Harvest, at: datetime) -> SaveRescue:
@@ -176,7 +208,7 @@ async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue]:
     landed = {dispatch.start_sha or dispatch.base_sha}
     if dispatch.fate is Fate.ACCEPTED:
         landed.add(harvest.sha)
-    tips = {harvest.sha} if harvest.status == "complete" else set()
+    tips = {dispatch.branch_sha}
     if await asyncio.to_thread(place.prepared.exists):
         tips.add((await take_snapshot(core, dispatch)).sha)
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
@@ -187,11 +219,13 @@ async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue]:
     return rows
 
 
-def drop_branch(dispatch: Dispatch) -> None:
-    """Delete `agent/<name>` in the user's repository when it still is what we put there. Blocking."""
-    if dispatch.harvest.status != "complete":
-        return
+def drop_branch(dispatch: Dispatch) -> bool:
+    """Delete `agent/<name>` in the user's repository when it still is what we put there; False: it stays. Blocking."""
+    if not dispatch.branch_sha:
+        return True
     try:
-        git_drop.drop(Path(dispatch.repo_path), dispatch.branch, dispatch.harvest.sha)
+        git_drop.drop(Path(dispatch.repo_path), dispatch.branch, dispatch.branch_sha)
     except CoreAgentError as error:
         log.info("branch %s stays: %s", dispatch.branch, error.message)
+        return False
+    return True

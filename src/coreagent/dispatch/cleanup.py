@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from coreagent import paths
 from coreagent.dispatch import bring, environment
 from coreagent.dispatch.workspace import Layout, layout
+from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import RESTING, Attempt, Dispatch, Fate, State
 
@@ -61,7 +62,7 @@ def why_kept(engine: Engine, dispatch: Dispatch, now: datetime) -> str:
 
 
 async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
-    """Archive and delete one workspace. Safe to run twice, and after a crash in between.
+    """Archive and delete one workspace, `engine.deciding` about it. Safe to run twice, and after a crash in between.
 
     The row is marked last: a crash before leaves a row whose directory is gone or half gone, and recovery comes here
     again.
@@ -137,8 +138,24 @@ async def clean_expired(engine: Engine) -> list[str]:
     """Let every workspace go that may go. Returns their names."""
     gone = []
     now = engine.core.now()
-    for dispatch in list(engine.board.values()):
-        if not why_kept(engine, dispatch, now):
-            await let_go(engine, dispatch)
-            gone.append(dispatch.workspace)
+    for known in list(engine.board.values()):
+        if why_kept(engine, known, now):
+            continue
+        try:
+            if await let_go_if(engine, known.id) == "":
+                gone.append(known.workspace)
+        except (CoreAgentError, OSError):
+            log.exception("%s could not be let go; it stays", known.workspace)
     return gone
+
+
+async def let_go_if(engine: Engine, dispatch_id: str) -> str:
+    """Let a workspace go if it still may; returns why it stays."""
+    async with engine.deciding(dispatch_id):
+        dispatch = engine.board.get(dispatch_id)
+        if dispatch is None:
+            return ""
+        why = why_kept(engine, dispatch, engine.core.now())
+        if not why:
+            await let_go(engine, dispatch)
+        return why

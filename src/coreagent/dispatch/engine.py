@@ -7,29 +7,30 @@ events, then the bus. Runs on the daemon's event loop only. It knows hands by th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from coreagent import config, events, paths
 from coreagent.core import Core
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import claim, cleanup, names, recovery, trust
+from coreagent.dispatch import claim, cleanup, environment, names, recovery, trust
 from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
-from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Event, Repo, State, check_move
+from coreagent.models.dispatch import ACTIVE, RESTING, Attempt, Dispatch, Event, Repo, State, check_move
 from coreagent.store.change import SaveAttempt, SaveDispatch, SaveEvent, SetControl
 from coreagent.store.store import Store
 
 log = logging.getLogger(__name__)
 
 CLEAN_INTERVAL = timedelta(hours=1)
+CLOCK_LOOK_S = 30.0
 
 
 async def open_core(home: str, env: dict[str, str]) -> Core:
@@ -70,6 +71,8 @@ class Engine:
         self._applied: dict[str, trust.Applied] = {}
         self.reserved: set[tuple[str, str, str]] = set()
         """(org, repo, name) of dispatches on their way to the queue."""
+        self.arriving: set[str] = set()
+        """Ids of new dispatches whose row is not durable yet: not to be claimed."""
         self.stop_wishes: dict[str, str] = {}
         """Why an attempt shall stop that is claimed and not yet followed, by dispatch id."""
         self.troubles: dict[str, str] = {}
@@ -78,7 +81,10 @@ class Engine:
         self.stopping = False
         self._seq = 0
         self._poke = asyncio.Event()
-        self._changed = asyncio.Condition()
+        self.turns = 0
+        """Counts what was told, so that nobody who looks and then waits misses what came in between."""
+        self._changed = asyncio.Event()
+        self._deciding: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._clean_task: asyncio.Task[None] | None = None
@@ -108,9 +114,11 @@ class Engine:
     ) -> Dispatch:
         """Change one dispatch and tell of it, durably: the only place where state moves.
 
-        Raises: illegal_move; store errors, after which the board is as before.
+        Raises: illegal_move; workspace_gone; store errors, after which the board is as before.
         """
-        old = self.board.get(dispatch.id, dispatch)
+        old = self.board.get(dispatch.id)
+        if old is None:
+            raise CoreAgentError("workspace_gone", f"{dispatch.workspace} was let go meanwhile")
         state = changes.get("state", old.state)
         if state is not old.state:
             check_move(old.state, state, f"{old.workspace}")
@@ -124,28 +132,34 @@ class Engine:
         try:
             saved = await self.core.store.commit(*batch)
         except BaseException:
-            if self.board.get(new.id) is new:
-                self.board[new.id] = old
-                if attempt is not None and previous_attempt is not None:
-                    self.attempts[new.id] = previous_attempt
+            if self.board.get(new.id, new) is new:
+                self._restore(old, previous_attempt)
             raise
         self._tell(saved)
         if old.state in ACTIVE and new.state not in ACTIVE:
             self.poke()  # a slot is free
-        async with self._changed:
-            self._changed.notify_all()
         return new
 
     def _tell(self, saved: Sequence[Event]) -> None:
-        """Publish events that the store has numbered."""
-        self._seq = max((e.seq for e in saved), default=self._seq)
+        """Publish events that the store has numbered, and wake whoever waits in `changed`."""
+        self._seq = max([self._seq, *(e.seq for e in saved)])
         self.core.bus.publish(*saved)
+        self.turns += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _restore(self, old: Dispatch, attempt: Attempt | None) -> None:
+        """Take a change back that could not be written."""
+        self.board[old.id] = old
+        if attempt is not None:
+            self.attempts[old.id] = attempt
+        else:
+            self.attempts.pop(old.id, None)
 
     def _remember(self, new: Dispatch, attempt: Attempt | None) -> None:
         if new.workspace_gone:
-            self.board.pop(new.id, None)
-            self._applied.pop(new.id, None)
-            self.attempts.pop(new.id, None)
+            for of_one in (self.board, self.attempts, self._applied, self.bases, self.troubles, self.stop_wishes):
+                of_one.pop(new.id, None)
             return
         self.board[new.id] = new
         if attempt is not None:
@@ -180,14 +194,37 @@ class Engine:
         """The open dispatch that `text` names (names.find)."""
         return names.find(text, self.board.values())
 
-    async def changed(self, timeout_s: float) -> bool:
-        """Wait until any dispatch moved; False when the time ran out."""
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
-            except TimeoutError:
-                return False
+    async def changed(self, timeout_s: float, since: int) -> bool:
+        """Wait until any dispatch moved after `turns` was `since`; False when the time ran out."""
+        if self.turns != since:
             return True
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
+    async def deciding(self, dispatch_id: str) -> AsyncIterator[None]:
+        """Hold off every other decision about a dispatch: resume, accept, reject, cleaning, and what attach changed.
+
+        A decision looks at the dispatch after it came in here, and nothing it relies on is taken back before it is
+        out again. The end of a turn is no decision and does not wait.
+        """
+        lock = self._deciding.setdefault(dispatch_id, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and dispatch_id not in self.board:
+                self._deciding.pop(dispatch_id, None)
+
+    async def forget_environment(self, dispatch_id: str) -> None:
+        """Remove the environment of a task that rests; one that was resumed meanwhile keeps it."""
+        async with self.deciding(dispatch_id):
+            dispatch = self.board.get(dispatch_id)
+            if dispatch is None or dispatch.state in RESTING:
+                await asyncio.to_thread(environment.forget, self.core.home, dispatch_id)
 
     async def apply_settings(self, dispatch: Dispatch) -> trust.Applied:
         """Find out which settings are in force for a dispatch, and remember it for `settings_of`."""
@@ -204,6 +241,10 @@ class Engine:
     def remember_settings(self, dispatch: Dispatch, applied: trust.Applied) -> None:
         """Note for `settings_of` what intake found in force."""
         self._applied[dispatch.id] = applied
+
+    def forget_settings(self, dispatch: Dispatch) -> None:
+        """A dispatch that intake looked at did not come to the board."""
+        self._applied.pop(dispatch.id, None)
 
     def settings_of(self, dispatch: Dispatch) -> trust.Applied:
         """The settings in force for a dispatch, as `apply_settings` found them when its attempt began."""
@@ -259,7 +300,11 @@ class Engine:
                 log.error("claim failed: %s", error.message)
                 await asyncio.sleep(1)  # the store refused a write (disk full); a person may be freeing space
                 self.poke()
-            with suppress(TimeoutError):
+            except Exception:
+                log.exception("claim failed")  # a mistake of ours; a queue that stands still would be a worse one
+                await asyncio.sleep(1)
+                self.poke()
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poke.wait(), self._until_next(self.core.now()))
 
     async def _tell_limits(self) -> None:
@@ -273,10 +318,12 @@ class Engine:
 
     def _until_next(self, now: datetime) -> float | None:
         when = claim.next_time(self.board.queued.values(), now)
-        return None if when is None else max(0.0, (when - now).total_seconds())
+        # Looked at again now and then: the clock of the wait does not count the sleep of a machine, nor a clock set.
+        return None if when is None else min(max(0.0, (when - now).total_seconds()), CLOCK_LOOK_S)
 
     async def _claim_one(self) -> bool:
-        chosen = claim.next_claim(self.board.queued.values(), self.facts())
+        durable = (d for d in self.board.queued.values() if d.id not in self.arriving)
+        chosen = claim.next_claim(durable, self.facts())
         if chosen is None:
             return False
         attempt = Attempt(
@@ -306,7 +353,7 @@ class Engine:
     def watch_over(self, dispatch: Dispatch, work: Any) -> None:
         """Run an attempt's coroutine as a task that can never end without the dispatch saying how."""
         task: asyncio.Task[None] = asyncio.create_task(
-            attempts_of_work.guarded(self, dispatch.id, work), name=f"attempt {dispatch.workspace}"
+            attempts_of_work.guarded(self, dispatch, work), name=f"attempt {dispatch.workspace}"
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -316,8 +363,8 @@ class Engine:
             await asyncio.sleep(CLEAN_INTERVAL.total_seconds())
             try:
                 await cleanup.clean_expired(self)
-            except CoreAgentError as error:
-                log.warning("cleaning failed: %s", error.message)
+            except Exception:
+                log.exception("cleaning failed")
 
     async def end_turn(self, dispatch_id: str, why: str) -> None:
         """Ask for the end of a claimed or running attempt; its settling tells when."""
@@ -336,7 +383,10 @@ class Engine:
             if task is not None:
                 task.cancel()
         if mode == "now":
-            await asyncio.gather(*(self.end_turn(d.id, "shutdown") for d in self.busy()))
+            wishes = (self.end_turn(d.id, "shutdown") for d in self.busy())
+            for failed in await asyncio.gather(*wishes, return_exceptions=True):
+                if isinstance(failed, Exception):
+                    log.error("a turn could not be told to end: %s", failed)
         if mode in ("drain", "now"):
             while self._tasks:
                 await asyncio.wait(self._tasks)

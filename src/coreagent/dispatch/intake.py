@@ -19,7 +19,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.git import ref as refs
 from coreagent.git.inspect import Base, inspect
 from coreagent.git.inspect import resolve as resolve_ref
-from coreagent.models.dispatch import Dispatch, Options, Repo, State
+from coreagent.models.dispatch import Dispatch, Fate, Options, Repo, State
 from coreagent.runners.base import allow
 from coreagent.store.change import SaveRepo
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 TASK_MAX = 256 << 10
+NUMBER_MAX = 1 << 31
 PULL_REFS = ("refs/pull/{n}/head", "refs/remotes/origin/pull/{n}", "refs/remotes/origin/pr/{n}", "refs/pr/{n}")
 
 
@@ -77,7 +78,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     found = await asyncio.to_thread(runner.find, caller.env or core.env, own)
     if chosen.runner != "command":
         found.require()
-    login = runner.login(caller.env or core.env, own)
+    login = await asyncio.to_thread(runner.login, caller.env or core.env, own)
     if login.state == "no":
         raise CoreAgentError("not_logged_in", f"{chosen.runner} is not logged in", cause=login.how, hint=login.hint)
     traces = await asyncio.to_thread(names_with_traces, core.home, repo)
@@ -124,14 +125,23 @@ def check_task(task: str, options: Options) -> None:
                 hint="give the task's text beside --issue; the workspace is named after the issue",
             )
         raise CoreAgentError("invalid_argument", "the task is empty", hint='core-agent dispatch "what to do"')
-    if len(task.encode()) > TASK_MAX:
+    check_text("the task", task)
+    for what, number in (("--issue", options.issue), ("--pr", options.pr)):
+        if number is not None and not 0 < number < NUMBER_MAX:
+            raise CoreAgentError("invalid_argument", f"{what} {number} is no number of anything")
+    check_text("the task's options", *options.args, *options.variables, *options.variables.values(), options.script)
+
+
+def check_text(what: str, *texts: str) -> None:
+    """Raise for text that no process can be given, or that is not meant for an argument."""
+    if any("\0" in text for text in texts):
+        raise CoreAgentError("invalid_argument", f"{what}: there is a NUL character in it")
+    if sum(len(text.encode()) for text in texts) > TASK_MAX:
         raise CoreAgentError(
             "too_large",
-            f"the task has more than {TASK_MAX >> 10} KiB",
+            f"{what}: there is more than {TASK_MAX >> 10} KiB of it",
             hint="put long text into a file of the project",
         )
-    if "\0" in task:
-        raise CoreAgentError("invalid_argument", "the task holds a NUL character")
 
 
 async def check_content(engine: Engine, options: Options) -> None:
@@ -207,9 +217,7 @@ def register(engine: Engine, base: Base, org: str = "") -> Repo:
 
 def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces: set[str]) -> str:
     """The workspace's name: asked for, after the issue or pull request, or made of the task's words; always unique."""
-    key = (repo.org, repo.name)
-    open_ones = {d.name for d in engine.board.values() if (d.org, d.repo) == key}
-    open_ones |= {name for org, of_repo, name in engine.reserved if (org, of_repo) == key}
+    open_ones = open_names(engine, repo)
     taken = open_ones | traces
     options = request.options
     if request.name:
@@ -226,6 +234,14 @@ def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces:
     if options.pr is not None:
         return names.unique(f"pr-{options.pr}", taken)
     return names.unique(names.slug(task), taken)
+
+
+def open_names(engine: Engine, repo: Repo) -> set[str]:
+    """Names of the repository's workspaces, and of those on their way to the queue."""
+    key = (repo.org, repo.name)
+    return {d.name for d in engine.board.values() if (d.org, d.repo) == key} | {
+        name for org, of_repo, name in engine.reserved if (org, of_repo) == key
+    }
 
 
 def names_with_traces(home: str, repo: Repo) -> set[str]:
@@ -246,7 +262,7 @@ def existing_for_issue(engine: Engine, dispatch: Dispatch) -> Dispatch | None:
         return None
     for one in engine.board.values():
         same = (one.org, one.repo, one.name) == (dispatch.org, dispatch.repo, f"task-{issue}")
-        if same and one.state in (State.PAUSED, State.BLOCKED, State.FAILED, State.CANCELLED):
+        if same and one.fate is Fate.OPEN and one.state in (State.PAUSED, State.BLOCKED, State.FAILED, State.CANCELLED):
             return one
     return None
 
@@ -266,8 +282,12 @@ async def queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, 
         )
     # Up to the first await nobody else runs: name and repository are settled here, whoever asks at the same time.
     repo = register(engine, base, dispatch.org if dispatch.org != "local" else "")
-    dispatch = dispatch.model_copy(update={"repo": repo.name})
-    place = (repo.org, repo.name, dispatch.name)
+    name = dispatch.name
+    if (repo.org, repo.name) != (dispatch.org, dispatch.repo):
+        # Registered by somebody else while we looked: the name was chosen among the workspaces of another one.
+        name = names.unique(name, open_names(engine, repo))
+    dispatch = dispatch.model_copy(update={"org": repo.org, "repo": repo.name, "name": name})
+    place = (repo.org, repo.name, name)
     engine.reserved.add(place)
     try:
         return await _queue(engine, caller, dispatch, base, repo, held)
@@ -283,21 +303,25 @@ async def _queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base,
     runner = runners.load(dispatch.runner)
     settings = launch.runner_settings(core, dispatch.runner)
     env = allow(caller.env or core.env, runner, settings, core.settings.env.allow)
-    changes: dict[str, Any] = {"state": State.PAUSED, "detail": "prepared, not started"} if held else {}
+    changes: dict[str, Any] = {"state": State.PAUSED, "detail": "not started; `resume` starts it"} if held else {}
     extra = [SaveRepo(repo)] if new_repo else []
     try:
         await asyncio.to_thread(environment.save, core.home, dispatch.id, env)
         core.crash_point("before-queue")
+        engine.arriving.add(dispatch.id)
         engine.board[dispatch.id] = dispatch
         engine.bases[dispatch.id] = base
         queued = await engine.update(dispatch, extra=extra, **changes)
     except BaseException:
         engine.board.pop(dispatch.id, None)
         engine.bases.pop(dispatch.id, None)
+        engine.forget_settings(dispatch)
         if new_repo:
             engine.repos.pop(key, None)
         environment.forget(core.home, dispatch.id)
         raise
+    finally:
+        engine.arriving.discard(dispatch.id)
     core.crash_point("queued")
     engine.poke()
     return queued

@@ -31,9 +31,12 @@ async def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
     """
     runner = runners.load(dispatch.runner)
     place = layout(engine.core.home, engine.core.settings, dispatch)
-    prompt = attempt.prompt or await asyncio.to_thread(place.prompt.read_text)
-    if attempt.kind == "fresh":
-        prompt = fresh_prompt(await asyncio.to_thread(place.prompt.read_text), attempt.prompt)
+    if attempt.kind == "resume" and attempt.prompt:
+        prompt = attempt.prompt
+    else:
+        first = await asyncio.to_thread(lambda: place.prompt.read_text(errors="replace"))
+        added = "\n\n".join(part for part in (first, attempt.prompt) if part)
+        prompt = fresh_prompt(first, attempt.prompt) if attempt.kind == "fresh" else added
     made = runner.plan(make_launch(engine.core, dispatch, attempt, runner, place, prompt))
     await asyncio.to_thread(lay_out, made)
     return made

@@ -11,13 +11,14 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch import cleanup, environment
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
+from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ async def _recover(engine: Engine, dispatch: Dispatch) -> None:
         str(directory), started.shim_pid, started.shim_start, child=False
     )
     runner = runners.load(dispatch.runner)
-    parser = runner.parser(dispatch.usage, dispatch.cost)
+    parser = runner.parser(*attempts_of_work.session_totals(dispatch, attempt))
     live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
     engine.live[dispatch.id] = live
     engine.watch_over(dispatch, attempts_of_work.follow(engine, dispatch, attempt, live, shim))
@@ -70,8 +71,10 @@ async def _requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, directo
     await asyncio.to_thread(attempts.sweep, attempt.id)  # a setup hook may have outlived its daemon
     ended = attempt.model_copy(update={"ended_at": engine.core.now()})
     ended = ended.model_copy(update={"started_at": None})
-    runs = dispatch.runs - (1 if attempt.started_at is not None else 0)
-    await engine.update(dispatch, attempt=ended, state=State.QUEUED, waiting_for="restart", runs=runs)
+    changes: dict[str, Any] = {}
+    if attempt.started_at is not None:  # written down when its shim was born, which came to nothing
+        changes = {"runs": dispatch.runs - 1, "next_prompt": attempt.prompt, "next_kind": attempt.kind}
+    await engine.update(dispatch, attempt=ended, state=State.QUEUED, waiting_for="restart", **changes)
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 
@@ -87,13 +90,19 @@ def _finish_putting_away(engine: Engine) -> None:
         elif attempt.ended_at is not None:
             dispatch = engine.board[attempt.dispatch_id]
             place = layout(core.home, core.settings, dispatch)
-            attempts_of_work.put_away(core.home, place, dispatch, attempt, directory)
+            try:
+                attempts_of_work.put_away(core.home, place, dispatch, attempt, directory)
+            except OSError:
+                log.exception("what attempt %s left could not be put away; it stays", attempt.id)
 
 
 async def _finish_letting_go(engine: Engine) -> None:
     for dispatch in list(engine.board.values()):
         if dispatch.fate is not Fate.OPEN and dispatch.state not in ACTIVE:
-            await cleanup.let_go(engine, dispatch)
+            try:
+                await cleanup.let_go(engine, dispatch)
+            except (CoreAgentError, OSError):
+                log.exception("%s could not be let go; it stays", dispatch.workspace)
 
 
 def _set_orphans_aside(engine: Engine) -> None:

@@ -74,7 +74,9 @@ async def _watch(
 ) -> types.CallToolResult:
     """A `watch` that shows signs of life while it waits: each event as it comes, and a heartbeat."""
     news = core.bus.subscribe()
-    teller = asyncio.create_task(_tell(news, str(arguments.get("workspace") or ""), context))
+    # An agent hears of its own workspace only, whatever it asks for.
+    asked = (caller.workspace or "none") if caller.role == "worker" else str(arguments.get("workspace") or "")
+    teller = asyncio.create_task(_tell(news, asked, context))
     try:
         return await tools.answer(core, caller, found, arguments)
     finally:
