@@ -131,7 +131,7 @@ def test_a_limit_with_a_reset_waits_for_it_and_goes_on_in_its_session(home: Home
             "preparing", "running", "queued", "preparing", "running", "completed"
         ]  # fmt: skip
         (detected,) = messages(home, "limit", "RateLimitDetected")
-        assert 0 < detected["data"]["Duration"] <= 3
+        assert 0 < detected["data"]["Duration"] < 30
         assert len({record["session_id"] for record in desk.said("limit")}) == 1
 
 
@@ -240,7 +240,7 @@ def test_what_it_may_do_is_the_persons_choice(home: Home) -> None:
         assert refused.code != 0
         assert "core-agent repo trust" in refused.err
         assert home.json("status", "--all")["counts"] == {**dict.fromkeys(STATES, 0), "completed": 1}
-        home.run("repo", "trust", "local/repo", "--bypass")
+        home.run("repo", "trust", "local/repo", "--bypass", "--yes")
         row = desk.dispatch("TASK-FREE", "free", "--permissions", "bypass")
         assert told(row) == ("completed", None, "harvested", 2 * CALL)
         assert (row["bypass"], row["denied_tools"]) == (True, [])
