@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import uuid
 from typing import Literal
 
 from coreagent import runners
@@ -122,6 +123,8 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
             found = engine.board.get(found.id, found)
             plan = _interactive(core, caller, found, place)  # the turn may have told its session only at its end
         await asyncio.to_thread(lay_out, plan)
+        if plan.session_id != found.session_id:
+            await engine.update(found, session_id=plan.session_id)
     told = {"CORE_AGENT_DISPATCH": found.id, "CORE_AGENT_WORKSPACE": found.workspace, "PWD": str(place.repo)}
     return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
 
@@ -130,12 +133,13 @@ def _interactive(core: Core, caller: Caller, found: Dispatch, place: Layout) -> 
     runner = runners.load(found.runner)
     own = launch.runner_settings(core, found.runner)
     env = allow(caller.env or core.env, runner, own, core.settings.env.allow)
+    goes_on = bool(found.runs and found.session_id and found.reason not in POISONED)
     attempt = Attempt(
         id=core.new_id(),
         dispatch_id=found.id,
         n=found.attempts,
-        session_id=found.session_id,
-        resume_session="" if found.reason in POISONED else found.session_id,
+        session_id=str(uuid.uuid4()),
+        resume_session=found.session_id if goes_on else "",
         claimed_at=core.now(),
     )
     made = launch.make_launch(core, found, attempt, runner, place, found.task)
