@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -366,7 +365,8 @@ def newer(home: Home) -> Path:
     ground = package / "paths.py"
     ground.write_text(ground.read_text().replace(f'VERSION = "{paths.VERSION}"', 'VERSION = "99.0.0"'))
     (site,) = place.glob("lib/python*/site-packages")
-    (site / "new.pth").write_text(f"{package.parent}\n{sysconfig.get_path('purelib')}\n")
+    others = [entry for entry in sys.path if entry.endswith("site-packages")]
+    (site / "new.pth").write_text("\n".join([str(package.parent), *others]) + "\n")
     return place / "bin" / "python"
 
 
