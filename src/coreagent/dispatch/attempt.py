@@ -239,9 +239,8 @@ async def settle(
     try:
         await asyncio.to_thread(put_away, core.home, place, dispatch, attempt, live.directory)
     except OSError:
-        log.exception(
-            "what attempt %s left could not be put away", attempt.id
-        )  # its end is written; that is what counts
+        # Its end is written, which is what counts; the next daemon tries again.
+        log.exception("what attempt %s left could not be put away", attempt.id)
     await engine.forget_environment(dispatch.id)
     core.crash_point("put-away")
 

@@ -136,7 +136,11 @@ def check_text(what: str, *texts: str) -> None:
     """Raise for text that no process can be given, or that is not meant for an argument."""
     if any("\0" in text for text in texts):
         raise CoreAgentError("invalid_argument", f"{what}: there is a NUL character in it")
-    if sum(len(text.encode()) for text in texts) > TASK_MAX:
+    try:
+        size = sum(len(text.encode()) for text in texts)
+    except UnicodeEncodeError:
+        raise CoreAgentError("invalid_argument", f"{what}: it is not text (UTF-8)") from None
+    if size > TASK_MAX:
         raise CoreAgentError(
             "too_large",
             f"{what}: there is more than {TASK_MAX >> 10} KiB of it",

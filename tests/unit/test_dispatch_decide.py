@@ -1,0 +1,206 @@
+"""Decisions that meet: two at once, one against the end of a turn, one against the clean-up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.engine_room import Room, in_room
+from tests.unit.test_claim import NOW, queued
+
+from coreagent.capabilities.dispatch import CONTINUE, _next_turn
+from coreagent.dispatch import attempt as attempts_of_work
+from coreagent.dispatch import cleanup, environment
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Cost, Outcome, Reason, Usage
+from coreagent.models.dispatch import Attempt, Dispatch, State
+
+WORK = "echo done >> made.txt; test ! -e ask || echo 'what now?' > BLOCKED.md"
+
+
+def slugs(replies: list[Any]) -> list[str]:
+    return sorted(r.slug if isinstance(r, CoreAgentError) else type(r).__name__ for r in replies)
+
+
+def test_of_two_resumes_at_once_one_counts(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        await room.prepare("one")
+        both = (room.ask("resume", workspace="one", prompt=p) for p in ("first", "second"))
+        replies = await asyncio.gather(*both, return_exceptions=True)
+        assert slugs(list(replies)) == ["DispatchReply", "workspace_busy"]
+        assert room.engine.find("one").next_prompt == "first"
+
+    in_room(tmp_path, body)
+
+
+def test_resume_and_reject_at_once(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        both = (room.ask("reject", workspace="one"), room.ask("resume", workspace="one"))
+        replies = await asyncio.gather(*both, return_exceptions=True)
+        assert slugs(list(replies)) == ["MoveReply", "workspace_gone"]
+        assert made.id not in room.engine.board
+        assert not room.checkout(made).exists()
+
+    in_room(tmp_path, body)
+
+
+def test_cleaning_looks_again_when_its_turn_comes(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        await room.engine.update(made, reason=Reason.PAUSED)
+        room.core.settings = room.core.settings.model_copy(
+            update={"dispatch": room.core.settings.dispatch.model_copy(update={"keep_days": 0})}
+        )
+        resumed, why = await asyncio.gather(
+            room.ask("resume", workspace="one"), cleanup.let_go_if(room.engine, made.id)
+        )
+        assert resumed.state is State.QUEUED
+        assert why == "it is queued"
+        assert room.checkout(made).is_dir()
+
+    in_room(tmp_path, body)
+
+
+def test_a_workspace_that_is_gone_does_not_come_back(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        await room.ask("reject", workspace="one")
+        with pytest.raises(CoreAgentError, match="let go"):
+            await room.engine.update(made, waiting_for="")
+        assert made.id not in room.engine.board
+
+    in_room(tmp_path, body)
+
+
+def test_a_change_that_cannot_be_written_is_taken_back_also_the_last_one(tmp_path: Path) -> None:
+    class Full:
+        """A store on a full disk."""
+
+        async def commit(self, *_changes: object) -> None:
+            raise CoreAgentError("no_space", "the disk is full")
+
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        store, room.core.store = room.core.store, Full()  # type: ignore[assignment]
+        for changes in ({"workspace_gone": True}, {"state": State.QUEUED}):
+            with pytest.raises(CoreAgentError, match="full"):
+                await room.engine.update(made, **changes)
+            assert room.now(made) == made
+        room.core.store = store
+
+    in_room(tmp_path, body)
+
+
+def test_an_environment_saved_for_the_next_turn_outlives_the_end_of_the_last(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        await asyncio.gather(room.ask("resume", workspace="one"), room.engine.forget_environment(made.id))
+        assert environment.load(str(room.home), made.id)
+        await asyncio.gather(room.ask("cancel", workspace="one"), room.ask("resume", workspace="one"))
+        assert room.now(made).state is State.QUEUED
+        assert environment.load(str(room.home), made.id)
+
+    in_room(tmp_path, body)
+
+
+def test_turns_of_a_real_agent(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        (room.checkout(made) / "ask").touch()
+        await room.ask("resume", workspace="one")
+        asked = await room.until(made, State.BLOCKED, State.COMPLETED, State.FAILED)
+        assert (asked.state, asked.question, asked.runs) == (State.BLOCKED, "what now?", 1)
+        (room.checkout(made) / "ask").unlink()
+        await room.ask("resume", workspace="one", prompt="never mind")
+        done = await room.until(made, State.BLOCKED, State.COMPLETED, State.FAILED)
+        assert (done.state, done.runs, done.next_prompt) == (State.COMPLETED, 2, "")  # no stale question
+        await room.ask("resume", workspace="one")
+        again = await room.until(made, State.COMPLETED)
+        assert again.runs == 3
+        why = await room.ask("why", workspace="one")
+        assert why.headline.startswith("The agent ended well")
+
+    in_room(tmp_path, body, running=True, script=WORK)
+
+
+def test_an_end_that_comes_late_touches_nothing_of_the_next_attempt(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        first = made.model_copy(update={"attempt_id": "A1"})
+        room.engine.board[made.id] = made.model_copy(update={"state": State.RUNNING, "attempt_id": "A2"})
+        room.engine.attempts[made.id] = Attempt(id="A2", dispatch_id=made.id, n=2, claimed_at=NOW)
+
+        async def fails() -> None:
+            raise OSError("while putting away")
+
+        await attempts_of_work.guarded(room.engine, first, fails())
+        assert room.now(made).state is State.RUNNING
+        await attempts_of_work.guarded(room.engine, room.now(made), fails())
+        ended = room.now(made)
+        assert (ended.state, ended.reason, ended.detail) == (State.FAILED, Reason.ERROR, "OSError: while putting away")
+
+    in_room(tmp_path, body)
+
+
+def test_watch_misses_nothing_between_two_looks(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        since = room.engine.seq
+        read = room.core.store.events
+
+        async def slowly(*args: Any, **how: Any) -> Any:
+            found = await read(*args, **how)
+            if room.engine.seq == since:
+                await room.engine.update(made, detail="in between")
+            return found
+
+        room.core.store.events = slowly  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            reply = await room.ask("watch", since=since, timeout_s=60)
+        assert [e["seq"] for e in reply.events] == [since + 1]
+        later = await room.ask("watch", since=10**9, timeout_s=0)  # of another store
+        assert (later.timed_out, later.seq) == (True, since + 1)
+
+    in_room(tmp_path, body)
+
+
+def dispatched(**more: Any) -> Dispatch:
+    return queued(1, "claude", runs=1, session_id="s", next_kind="resume").model_copy(update=more)
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "turn"),
+    [
+        ({}, "", ("resume", CONTINUE)),
+        ({}, "more", ("resume", "more")),
+        ({"next_prompt": CONTINUE}, "more", ("resume", "more")),
+        ({"next_prompt": "unsaid"}, "more", ("resume", "unsaid\n\nmore")),
+        ({"runs": 0}, "more", ("dispatch", "more")),
+        ({"next_kind": "fresh", "next_prompt": "unsaid"}, "", ("fresh", "unsaid")),
+        ({"session_id": ""}, "", ("fresh", "")),
+        ({"reason": Reason.CONTEXT_OVERFLOW}, "", ("fresh", "")),
+        ({"session_id": "", "question": "which?"}, "", ("fresh", "The earlier session asked:\nwhich?")),
+    ],
+)
+def test_the_next_turn_says_what_was_never_said(found: dict[str, Any], said: str, turn: tuple[str, str]) -> None:
+    assert _next_turn(dispatched(**found), "", said, False) == turn
+
+
+def test_a_session_has_totals_of_its_own() -> None:
+    paid = Cost(usd=5.0, source="reported")
+    d = dispatched(session_usage=Usage(input=7), session_cost=paid)
+    fresh = Attempt(id="A", dispatch_id=d.id, n=2, claimed_at=NOW)
+    assert attempts_of_work.session_totals(d, fresh) == (Usage(), Cost())
+    goes_on = fresh.model_copy(update={"resume_session": "s"})
+    assert attempts_of_work.session_totals(d, goes_on) == (Usage(input=7), paid)
+
+
+@pytest.mark.parametrize("resets_at", [float("nan"), float("inf"), 1e300, -1.0, 0.0, None, NOW.timestamp() - 9e9])
+def test_no_reset_is_too_strange(resets_at: float | None) -> None:
+    outcome = Outcome(resets_at=resets_at)
+    changes = attempts_of_work._wait_for_reset(dispatched(), outcome, NOW, "")
+    assert NOW < changes["waiting_until"] <= NOW + attempts_of_work.RESET_MAX
+    assert changes["next_kind"] == "fresh"
