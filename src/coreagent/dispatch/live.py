@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 LINE_MAX = 32 << 20
+NEWEST = 64
 STDERR_TAIL = 16 << 10
 PROGRESS_INTERVAL_S = 0.1
 
@@ -35,8 +37,11 @@ class OutputReader:
         self._rest = b""
 
     def read(self, *, final: bool = False) -> list[AgentEvent]:
-        """Parse what has come since the last call; with `final`, also an unfinished last line. Blocking."""
-        events: list[AgentEvent] = []
+        """Parse what has come since the last call, with `final` also an unfinished last line; the newest events.
+
+        Blocking. Only the newest, because a flood of a million lines is a gigabyte of events that nobody reads.
+        """
+        events: deque[AgentEvent] = deque(maxlen=NEWEST)
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -48,11 +53,11 @@ class OutputReader:
                     for line in lines:
                         events += self._parser.feed(line)
         except FileNotFoundError:
-            return events
+            return list(events)
         if final and self._rest:
             events += self._parser.feed(self._rest)
             self._rest = b""
-        return events
+        return list(events)
 
 
 class LiveAttempt:
