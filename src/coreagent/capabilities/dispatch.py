@@ -112,6 +112,7 @@ async def dispatch(
             core.engine.forget_settings(made)
     again = None if name else intake.existing_for_issue(core.engine, made)
     if again is not None:
+        core.engine.forget_settings(made)
         return await _resume(core, caller, again.id, prompt=task)
     return reply(core, await intake.queue(core.engine, caller, made, base))
 

@@ -278,6 +278,7 @@ async def queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, 
     """
     core = engine.core
     if core.store.ephemeral and not dispatch.options.ephemeral:
+        engine.forget_settings(dispatch)
         raise CoreAgentError(
             "store_ephemeral",
             "the daemon's state is in memory only and would be lost when it stops",

@@ -1,0 +1,100 @@
+"""From what was asked for to the queue: names, issues, and two who ask at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from coreagent.dispatch import rows
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Reason
+from coreagent.models.dispatch import Fate, State
+from tests.support.engine_room import Room, in_room
+from tests.support.git_room import sh
+
+
+def test_the_same_issue_twice_at_once(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        both = (room.ask("dispatch", task="mend it", issue=7, ephemeral=True) for _ in range(2))
+        replies = await asyncio.gather(*both)
+        assert sorted(r.workspace for r in replies) == ["local/project/task-7", "local/project/task-7-2"]
+        assert len(room.engine.repos) == 1
+        assert not room.engine.reserved
+        assert not room.engine.arriving
+
+    in_room(tmp_path, body)
+
+
+def test_a_second_dispatch_of_an_issue_resumes_what_rests_and_only_that(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        first = await room.ask("dispatch", task="mend it", issue=7, ephemeral=True)
+        await room.ask("cancel", workspace="task-7")
+        own = await room.ask("dispatch", task="mine", issue=7, name="mine", ephemeral=True)
+        assert (own.workspace, own.resumed) == ("local/project/mine", False)
+        again = await room.ask("dispatch", task="mend more", issue=7, ephemeral=True)
+        assert (again.workspace, again.resumed) == (first.workspace, True)
+        resumed = room.engine.board[first.dispatch_id]
+        assert (resumed.state, resumed.next_kind, resumed.next_prompt) == (State.QUEUED, "dispatch", "mend more")
+        await room.ask("cancel", workspace="task-7")
+        await room.engine.update(resumed, fate=Fate.REJECTED)
+        third = await room.ask("dispatch", task="mend it", issue=7, ephemeral=True)
+        assert third.workspace == "local/project/task-7-2"
+
+    in_room(tmp_path, body)
+
+
+def test_nothing_is_kept_of_a_dry_run_or_of_what_could_not_be_queued(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        shown = await room.ask("dispatch", task="mend it", dry_run=True)
+        assert shown.dry_run
+        assert "mend it" in shown.prompt
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("dispatch", task="mend it")
+        assert refused.value.slug == "store_ephemeral"
+        engine = room.engine
+        assert not engine.board
+        assert not engine.repos
+        assert not engine.bases
+        assert not engine.reserved
+        assert not engine._applied
+        assert not list((room.home / "pending").iterdir())
+
+    in_room(tmp_path, body)
+
+
+@pytest.mark.parametrize("name", ["../x", "-x", "x.lock", "A", "x" * 60, "a..b", "a/b", "x\n"])
+def test_names_that_are_none(tmp_path: Path, name: str) -> None:
+    async def body(room: Room) -> None:
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("dispatch", task="t", name=name, ephemeral=True)
+        assert refused.value.slug == "invalid_name"
+
+    in_room(tmp_path, body)
+
+
+def test_a_name_is_given_once_and_a_branch_left_over_is_no_name(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        sh(room.repo, "branch", "agent/mend")
+        made = await room.ask("dispatch", task="mend", ephemeral=True)
+        assert made.workspace == "local/project/mend-2"
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("dispatch", task="t", name="mend-2", ephemeral=True)
+        assert refused.value.slug == "workspace_busy"
+
+    in_room(tmp_path, body)
+
+
+def test_a_prepared_one_that_could_not_be_says_so_and_can_be_resumed(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        with pytest.raises(CoreAgentError, match="setup hook"):
+            await room.prepare("one")
+        (found,) = room.engine.board.values()
+        assert (found.state, found.reason) == (State.PAUSED, Reason.PREP_FAILED)
+        assert found.detail.startswith("not prepared: the setup hook")
+        assert rows.row(room.engine, found).needs_me
+        await room.ask("resume", workspace="one")
+        assert room.now(found).state is State.QUEUED
+
+    in_room(tmp_path, body, settings="hooks: {setup: {run: 'exit 3'}}\n")
