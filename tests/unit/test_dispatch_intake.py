@@ -6,13 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.support.engine_room import Room, in_room
+from tests.support.git_room import sh
 
 from coreagent.dispatch import rows
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import Fate, State
-from tests.support.engine_room import Room, in_room
-from tests.support.git_room import sh
 
 
 def test_the_same_issue_twice_at_once(tmp_path: Path) -> None:
