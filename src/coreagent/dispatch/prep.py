@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreagent import attempts, paths, runners
-from coreagent.dispatch import cleanup, environment, prompt, stack
+from coreagent import paths, runners
+from coreagent.dispatch import cleanup, hook, prompt, stack
 from coreagent.dispatch.workspace import AUTHOR, SIDECARS, Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import cache as git_cache
@@ -56,11 +55,11 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     text = await render_prompt(engine, dispatch, log)
     core.mark("rendered")
     await asyncio.to_thread(_write_files, place, text, runners.load(dispatch.runner).context_file)
-    await run_setup(engine, dispatch, attempt, place)
+    note = await hook.run_setup(engine, dispatch, attempt, place, base)
     await asyncio.to_thread(_mark_prepared, place, dispatch, made)
-    if (made.start, made.left_out) == (dispatch.base_sha, dispatch.left_out):
+    if (made.start, made.left_out, note) == (dispatch.base_sha, dispatch.left_out, ""):
         return engine.board[dispatch.id]  # the row says so already: no need to wait for the disk
-    return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out)
+    return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out, detail=note)
 
 
 def rebuild_base(dispatch: Dispatch) -> Base:
@@ -154,59 +153,6 @@ async def render_prompt(engine: Engine, dispatch: Dispatch, git_log: tuple[str, 
         home=core.home,
     )
     return await asyncio.to_thread(prompt.render, facts)
-
-
-async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None, place: Layout) -> None:
-    """Run the setup hook of the settings in the checkout, with a time limit and a log.
-
-    Raises: setup_failed, with the log's last lines.
-    """
-    hook = engine.settings_of(dispatch).settings.hooks.setup
-    if not hook.run:
-        return
-    env = environment.load(engine.core.home, dispatch.id) or dict(engine.core.env)
-    env |= {
-        "CORE_AGENT_DISPATCH": dispatch.id,
-        "CORE_AGENT_WORKSPACE": dispatch.workspace,
-        "CORE_AGENT_ATTEMPT": attempt.id if attempt else dispatch.id,
-    }
-    marker = env["CORE_AGENT_ATTEMPT"]
-    argv = ["/bin/sh", "-c", hook.run] if isinstance(hook.run, str) else list(hook.run)
-    why = await asyncio.to_thread(_run_hook, argv, place, env, hook.timeout_s)
-    await asyncio.to_thread(attempts.sweep, marker)
-    if why:
-        tail = await asyncio.to_thread(_tail, place.setup_log)
-        raise CoreAgentError(
-            "setup_failed",
-            f"the setup hook {why}",
-            cause=tail,
-            hint=f"its log: {place.setup_log}",
-        )
-
-
-def _run_hook(argv: list[str], place: Layout, env: dict[str, str], timeout_s: float) -> str:
-    with place.setup_log.open("wb") as log:
-        child = subprocess.Popen(
-            argv,
-            cwd=place.repo,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, 9)
-            child.wait()
-            return f"was stopped after {timeout_s:g} s"
-    return "" if code == 0 else f"ended with exit code {code}"
-
-
-def _tail(path: Path) -> str:
-    text = path.read_bytes()[-2000:].decode("utf-8", "replace").strip()
-    return " | ".join(text.splitlines()[-3:])
 
 
 def write_answer(place: Layout, question: str, answer: str) -> None:

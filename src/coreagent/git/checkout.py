@@ -95,7 +95,7 @@ def _checkout(
     context_files: Sequence[str],
     limits: BringLimits,
 ) -> Checkout:
-    fill(cache, base.sha, repo_dir, index_copy, lambda: _own_git(cache, base, repo_dir, branch, author))
+    fill(cache, base.sha, repo_dir, index_copy, lambda: own_git(cache, base, repo_dir, branch, author))
     exclude = [f"/{name}" for name in context_files if not os.path.lexists(repo_dir / name)] + [
         _anchored(pattern) for pattern in exclude
     ]
@@ -144,7 +144,7 @@ def fill(cache: Path, sha: str, work_tree: Path, index: Path, meanwhile: Callabl
 _DARWIN = [("core.ignoreCase", "true"), ("core.precomposeUnicode", "true")] if sys.platform == "darwin" else []
 
 
-def _own_git(cache: Path, base: Base, repo_dir: Path, branch: str, author: Author) -> None:
+def own_git(cache: Path, base: Base, repo_dir: Path, branch: str, author: Author) -> None:
     """The agent's own `.git`: objects by alternates, no remote, and none of the person's signing or watching."""
     git_dir = repo_dir / ".git"
     lay_out(git_dir, object_format(cache), bare=False, more=_agent_config(author))

@@ -43,12 +43,8 @@ def scan(cache: Path, repo_dir: Path, index: Path, record: Record, limits: Limit
     Raises: git_failed, git_timeout.
     """
     found = Scan()
-    out = _listed(cache, repo_dir, index, found)
+    tags = listed(cache, repo_dir, index, found)
     modules = {module.path for module in record.modules}
-    tags: dict[str, str] = {}
-    for item in out.split(b"\0"):
-        if item:
-            tags.setdefault(os.fsdecode(item[2:]), item[:1].decode())
     total = 0
     for path, tag in tags.items():
         if path in modules or path.rstrip("/") in modules:
@@ -66,8 +62,8 @@ def scan(cache: Path, repo_dir: Path, index: Path, record: Record, limits: Limit
     return found
 
 
-def _listed(cache: Path, repo_dir: Path, index: Path, found: Scan) -> bytes:
-    """Let git list modified, deleted and new paths; open locked directories and ask again."""
+def listed(cache: Path, repo_dir: Path, index: Path, found: Scan) -> dict[str, str]:
+    """Let git list modified, deleted and new paths with their tags; open locked directories and ask again."""
     env = environment(git_dir=cache, work_tree=repo_dir, index=index)
     args = ("ls-files", "-z", "-t", "--modified", "--deleted", "--others", "--exclude-standard")
     for last in range(_ROUNDS):
@@ -82,7 +78,11 @@ def _listed(cache: Path, repo_dir: Path, index: Path, found: Scan) -> bytes:
         if not opened or last == _ROUNDS - 1:
             found.problems += [Problem("unreadable", path) for path in locked]
             break
-    return done.out
+    tags: dict[str, str] = {}
+    for item in done.out.split(b"\0"):
+        if item:
+            tags.setdefault(os.fsdecode(item[2:]), item[:1].decode())
+    return tags
 
 
 def _some(repo_dir: Path, path: str) -> list[str]:

@@ -248,6 +248,8 @@ def _modules(
     problems = []
     for module in record.modules:
         place = repo_dir / module.path
+        if record.excluded(module.path):
+            continue  # filled before the agent came
         if not module.cache:
             if place.is_dir() and not place.is_symlink() and any(os.scandir(place)):
                 problems.append(Problem("submodule_changed", module.path, "files in a submodule that is not there"))
