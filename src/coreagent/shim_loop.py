@@ -17,7 +17,7 @@ import sys
 import time
 
 from coreagent.plainjson import dumps, loads
-from coreagent.procfs import Proc, below, groupkill, look, marked, slurp, strike
+from coreagent.procfs import Proc, below, brood, groupkill, look, marked, slurp, strike
 from coreagent.shim_agent import PR_SET_CHILD_SUBREAPER, PR_SET_NAME, become_agent, prctl
 from coreagent.shim_control import REQUEST_MAX, Control
 from coreagent.spool import Spool, claim, remove, reserve, sync_dir
@@ -106,6 +106,7 @@ class Shim:
             os.close(gate_w)  # the child reads the end of the gate and goes without executing
             self.clean()
             return False
+        say_started()
         self.began = self.last_out = clock()
         try:
             os.write(gate_w, b"g")
@@ -302,7 +303,7 @@ class Shim:
     def strike(self) -> None:
         """One round of killing all below; the loop repeats it until there is nothing."""
         me = os.getpid()
-        self.note_killed(strike(lambda: below(me)))
+        self.note_killed(strike(lambda: brood(me)))
         if not LINUX and self.wait_status is None:
             groupkill(self.pid, signal.SIGKILL)
 
@@ -448,3 +449,14 @@ def main(directory: str) -> int:
         shim.give_up(error)
     shim.finish()
     return 0
+
+
+def say_started() -> None:
+    """Tell whoever spawned us, on our standard output, that the claim stands; then let go of it."""
+    try:
+        os.write(1, b"s")
+    except OSError:
+        pass  # the daemon is gone; the file `started` tells the next one
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
