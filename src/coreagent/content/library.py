@@ -8,7 +8,9 @@ this room knows nothing of dispatches, repositories or agents.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,8 +67,8 @@ def load(kind: Kind, name: str, home: str = "") -> Text:
     if _NAME.fullmatch(name):
         for root, source in _roots(home):
             path = root / folder / (name + suffix)
-            if path.is_file():
-                return _parse(kind, name, source, path)
+            if version := _version(path):
+                return _parse(kind, name, source, path, version)
     names = _names(kind, home)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     raise CoreAgentError(
@@ -97,7 +99,18 @@ def _names(kind: Kind, home: str) -> list[str]:
     return sorted(name for name in found if _NAME.fullmatch(name))
 
 
-def _parse(kind: Kind, name: str, source: str, path: Path) -> Text:
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written to or replaced; None when there is no such file."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return (facts.st_mtime_ns, facts.st_size, facts.st_ino) if stat.S_ISREG(facts.st_mode) else None
+
+
+@functools.lru_cache(64)
+def _parse(kind: Kind, name: str, source: str, path: Path, version: tuple[int, int, int]) -> Text:
+    """Read one text; every task asks for the same few, so each `version` of a file is parsed once."""
     try:
         text = path.read_text("utf-8")
         if kind == "plan":
