@@ -131,10 +131,8 @@ def suspect(pid: int, want: bytes) -> bool:
     try:
         os.readlink(f"/proc/{pid}/exe")
     except OSError as error:
-        if error.errno in (
-            errno.ENOENT,
-            errno.ESRCH,
-        ):  # a kernel thread, or dead; other errors hide no more than a path
+        # A kernel thread, or dead. Any other error hides the path and perhaps nothing else.
+        if error.errno in (errno.ENOENT, errno.ESRCH):
             return False
     try:
         environ = slurp(f"/proc/{pid}/environ")
