@@ -149,6 +149,7 @@ def spawn(directory: str | Path, python: str = sys.executable) -> Shim:
     folder = str(Path(directory).absolute())
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     env = {name: os.environ[name] for name in _SHIM_ENV if name in os.environ}
+    born_r, born_w = os.pipe()
     try:
         pid = os.posix_spawn(
             python,
@@ -156,15 +157,18 @@ def spawn(directory: str | Path, python: str = sys.executable) -> Shim:
             env,  # it leaves our session and closes what else it inherited by itself
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, born_w, 1),  # it says there when the attempt is started
                 (os.POSIX_SPAWN_OPEN, 2, f"{folder}/shim.log", append, 0o600),
             ],
             setsigmask=(),
             setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD),
         )
     except OSError as error:
+        os.close(born_r)
         raise CoreAgentError("shim_failed", f"the shim of {folder} could not be started", cause=str(error)) from error
-    return Shim(folder, pid, start_time(pid), child=True)
+    finally:
+        os.close(born_w)
+    return Shim(folder, pid, start_time(pid), child=True, born=born_r)
 
 
 def adopt(directory: str | Path, pid: int = 0, start: int = 0) -> Shim | None:
@@ -183,9 +187,10 @@ def adopt(directory: str | Path, pid: int = 0, start: int = 0) -> Shim | None:
 class Shim:
     """A living shim as the daemon holds it. Letting go of it (`close`) ends nothing."""
 
-    def __init__(self, directory: str, pid: int, start: int, *, child: bool) -> None:
+    def __init__(self, directory: str, pid: int, start: int, *, child: bool, born: int = -1) -> None:
         self.dir, self.pid, self.start = directory, pid, start
         self._child = child
+        self._born = born
         self._status: int | None = None
         self._why = ""
         self._pidfd = open_pidfd(pid, start)
@@ -194,6 +199,20 @@ class Shim:
         self._callbacks: list[OutputCallback] = []
         self._told = (-1, -1)
         self._socket = _socket_of(directory)
+
+    async def started(self) -> Started | None:
+        """Wait until the claim stands and return it; None when the shim ended without it, so that nothing ran."""
+        if self._born >= 0:
+            loop, told = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_reader(self._born, told.set)
+            try:
+                await told.wait()
+            finally:
+                loop.remove_reader(self._born)
+                os.close(self._born)
+                self._born = -1
+        found = read_started(self.dir)
+        return None if found is None or found.void else found
 
     async def wait(self) -> ShimExit:
         """Return how the attempt ended, once nothing of it runs any more; may be called many times."""

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Minutes to wait after the n-th rate limit in a row whose reset nobody named (domain.md).
 BACKOFF_MINUTES = (1, 5, 15, 60)
+UNBORN_MOST = 3
+"""Claims in a row that may come to no exec because their shim was killed."""
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 30.0
 RESET_MIN = timedelta(seconds=1)
@@ -114,6 +116,9 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     core.crash_point("spec-written")
     shim = live.shim = attempts.spawn(directory)  # from here on a stop goes to the shim
     core.crash_point("spawned")
+    if await shim.started() is None:
+        await _unborn(engine, dispatch, attempt, live, shim)
+        return
     claimed = attempt
 
     async def mark() -> None:
@@ -157,6 +162,19 @@ async def mark_started(
         next_kind="resume",
     )
     return dispatch, attempt
+
+
+async def _unborn(engine: Engine, dispatch: Dispatch, attempt: Attempt, live: LiveAttempt, shim: attempts.Shim) -> None:
+    """The shim ended before it executed anything: the attempt may be repeated, but not for ever."""
+    said = (await shim.wait()).spawn_error
+    if stopped := _stopped(live):
+        verdict = stopped
+    elif attempt.n - dispatch.runs >= UNBORN_MOST:
+        verdict = Verdict(State.FAILED, Reason.SPAWN_FAILED, said)
+    else:
+        log.warning("the shim of %s ended before its agent was executed: %s", dispatch.workspace, said)
+        verdict = Verdict(State.QUEUED, None, said)
+    await _never_started(engine, dispatch, attempt, live, verdict)
 
 
 async def follow(engine: Engine, dispatch: Dispatch, attempt: Attempt, live: LiveAttempt, shim: attempts.Shim) -> None:
@@ -325,7 +343,7 @@ async def _never_started(
             state=verdict.state,
             reason=verdict.reason,
             detail=verdict.detail,
-            ended_at=now,
+            ended_at=None if verdict.state is State.QUEUED else now,
         )
 
     await surely(engine, dispatch, write)
