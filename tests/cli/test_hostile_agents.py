@@ -77,6 +77,7 @@ CASES = {
     "takes away all rights": Case(EDIT + "mkdir d; echo x > d/y; chmod 000 d file.txt; chmod 555 ."),
     "asks a question": Case("echo 'which colour?' > BLOCKED.md", "blocked", "blocked", stage=""),
     "asks by a link": Case("ln -s /etc/passwd BLOCKED.md", reason="no_changes", stage=""),
+    "asks by a directory": Case(EDIT + "mkdir BLOCKED.md; echo x > BLOCKED.md/y"),
     "asks by a pipe": Case("mkfifo BLOCKED.md", reason="no_changes", stage=""),
     "ends with an error and changes": Case(EDIT + "echo it broke >&2; exit 3", "failed", "error"),
     "kills itself": Case(EDIT + "kill -9 $$", "failed", "died"),
@@ -140,6 +141,22 @@ def test_a_hostile_agent(home: Home, name: str) -> None:
     others = {pid: what for pid, what in home.processes().items() if pid != home.daemon_pid}
     assert not others, f"processes are left: {others}"
     assert list((home.core / "attempts").glob("*")) == []
+
+
+def test_a_replaced_checkout_is_not_entered_again(home: Home) -> None:
+    """The next turn would run in the user's own work tree."""
+    world = World(home)
+    body = yaml.safe_load((home.core / "agents.yaml").read_text())
+    swap = f"pwd -P >> {home.dir}/where; cd ..; [ -L repo ] || {{ mv repo gone; ln -s {world.repo} repo; }}"
+    body["commands"]["bad"] = {"argv": ["/bin/sh", "-c", swap]}
+    (home.core / "agents.yaml").write_text(yaml.safe_dump(body))
+    reply = world.dispatch("be bad", "--agent", "command:bad")
+    assert reply is not None
+    world.settle()
+    home.run("resume", reply["workspace"], code=None)
+    row = world.settle()[reply["dispatch_id"]]
+    assert row["state"] in ("failed", "completed")
+    assert str(world.repo.resolve()) not in (home.dir / "where").read_text().split()
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,26 @@ def test_the_machine_goes_down(home: Home) -> None:
     world.check_nothing_left(rows)
 
 
+@pytest.mark.parametrize("what", ["attempts/*", "attempts/*/started"])
+@pytest.mark.parametrize("dies", [True, False])
+def test_an_agent_that_deletes_its_own_record_is_not_run_again(home: Home, what: str, dies: bool) -> None:
+    world = World(home, settings=f"  sly: {{argv: [/bin/sh, -c, 'echo $CORE_AGENT_DISPATCH $CORE_AGENT_ATTEMPT >> "
+                                 f"{home.dir}/ledger; echo work > work.txt; rm -rf {home.core}/{what}; "
+                                 f"touch {home.dir}/gone; sleep 2']}}\n")  # fmt: skip
+    reply = world.dispatch("task", "--agent", "command:sly")
+    assert reply is not None
+    while not (home.dir / "gone").exists():
+        home.run("watch", "--timeout", "1", "--json", code=None)
+    if dies:
+        home.kill_daemon()
+    row = world.settle()[reply["dispatch_id"]]
+    assert len(world.executions()) == 1
+    assert row["runs"] == 1
+    assert row["state"] in ("failed", "completed")
+    assert world.file_at(row["branch"], "work.txt") == "work\n"
+    assert "was not executed" not in home.run("why", reply["workspace"]).out
+
+
 def test_agents_go_on_while_there_is_no_daemon(home: Home) -> None:
     world = World(home, seconds=1.0)
     reply = world.dispatch("task alone")

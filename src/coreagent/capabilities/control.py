@@ -12,7 +12,7 @@ from coreagent.capabilities.parameter import Pool, Workspace
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, environment, launch, rows
+from coreagent.dispatch import bring, environment, launch, prep, rows
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import POISONED, Reason
@@ -116,6 +116,7 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
         raise CoreAgentError(
             "workspace_gone", f"{found.workspace} has no checkout", hint="it was never prepared, or was removed by hand"
         )
+    await asyncio.to_thread(prep.check_checkout, core.home, place, found)
     plan = _interactive(core, caller, found, place)  # what cannot be attached to is not stopped
     if not dry_run:
         if found.state in ACTIVE or found.state is State.QUEUED:

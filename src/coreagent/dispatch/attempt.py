@@ -8,6 +8,7 @@ settled in one transaction -> spool moved into the workspace. A restart enters a
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Coroutine
@@ -80,9 +81,22 @@ async def _give_up(engine: Engine, claimed: Dispatch, message: str) -> None:
         if dispatch is None or dispatch.state not in ACTIVE or dispatch.attempt_id != claimed.attempt_id:
             return
         now = engine.core.now()
+        brought = await bring.bring_home(engine, dispatch) if dispatch.state is State.RUNNING else None
+        changes: dict[str, Any] = {}
+        if brought is not None:
+            changes = {"harvest": brought.harvest, "branch_sha": brought.branch_sha}
+            changes["stage"] = bring.stage_of(brought.harvest)
         ended = engine.attempts[claimed.id].model_copy(update={"ended_at": now, "reason": Reason.ERROR})
+        extra = bring.rescue_rows(dispatch, brought, Reason.ERROR, now) if brought is not None else []
         await engine.update(
-            dispatch, attempt=ended, state=State.FAILED, reason=Reason.ERROR, detail=message, ended_at=now
+            dispatch,
+            attempt=ended,
+            extra=extra,
+            state=State.FAILED,
+            reason=Reason.ERROR,
+            detail=message,
+            ended_at=now,
+            **changes,
         )
 
     await surely(engine, claimed, write)
@@ -181,6 +195,10 @@ async def follow(engine: Engine, dispatch: Dispatch, attempt: Attempt, live: Liv
     """Read along until the attempt has ended, which may be at once, then settle it."""
     ended = await live.follow(shim)
     engine.core.crash_point("exited")
+    if ended.died and not ended.executed:
+        # `started` was seen, so it ran; its files are gone since (an agent of the same user can delete them).
+        ended = dataclasses.replace(ended, executed=True, spawn_error="")
+        await asyncio.to_thread(attempts.sweep, attempt.id)
     outcome = live.parser.end(ended.code, ended.signal, live.stderr_tail())
     await surely(engine, dispatch, lambda: settle(engine, dispatch, attempt, live, ended, outcome))
 

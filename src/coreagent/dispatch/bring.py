@@ -56,10 +56,14 @@ def read_note(repo_dir: Path, name: str, most: int = QUESTION_MAX) -> str:
         descriptor = os.open(repo_dir / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return ""
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return ""
-        return file.read(most).decode("utf-8", "replace").strip()
+        return os.read(descriptor, most).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def remove_note(repo_dir: Path, name: str) -> None:

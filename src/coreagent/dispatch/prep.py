@@ -19,6 +19,7 @@ from coreagent.dispatch.workspace import AUTHOR, SIDECARS, Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import cache as git_cache
 from coreagent.git import checkout as git_checkout
+from coreagent.git import record
 from coreagent.git.inspect import Base, inspect
 from coreagent.git.run import environment as environment_of_git
 from coreagent.git.run import git
@@ -38,7 +39,8 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     """
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
-    if await asyncio.to_thread(place.prepared.exists):
+    if await asyncio.to_thread(place.prepared.exists) and (dispatch.runs or place.repo.exists()):
+        await asyncio.to_thread(check_checkout, core.home, place, dispatch)
         if dispatch.options.with_changes and not dispatch.start_sha and not dispatch.runs:
             # The daemon died between the mark and the row, and no agent was here yet.
             start = json.loads(await asyncio.to_thread(place.prepared.read_text))["start"]
@@ -60,6 +62,24 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     if (made.start, made.left_out, note) == (dispatch.base_sha, dispatch.left_out, ""):
         return engine.board[dispatch.id]  # the row says so already: no need to wait for the disk
     return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out, detail=note)
+
+
+def check_checkout(home: str, place: Layout, dispatch: Dispatch) -> None:
+    """Make sure that the checkout is the one that was made: an agent can put a link to another place where it was.
+
+    Raises: workspace_gone.
+    """
+    try:
+        top = record.load(Path(paths.index_copy(home, dispatch.id))).top
+    except (OSError, ValueError, TypeError):
+        top = ""
+    if place.repo.is_symlink() or not place.repo.is_dir() or str(place.repo.resolve()) != top:
+        raise CoreAgentError(
+            "workspace_gone",
+            f"the checkout of {dispatch.workspace} was removed or replaced",
+            cause=f"{place.repo} is not the directory that was made",
+            hint=f"what was kept: core-agent rescue list; let it go: core-agent reject {dispatch.name}",
+        )
 
 
 def rebuild_base(dispatch: Dispatch) -> Base:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
@@ -45,19 +45,20 @@ async def reconcile(engine: Engine) -> None:
 async def _recover(engine: Engine, dispatch: Dispatch) -> None:
     attempt = engine.attempts[dispatch.id]
     directory = Path(paths.attempt_dir(engine.core.home, attempt.id))
-    if not directory.is_dir() or await asyncio.to_thread(attempts.void, directory):
-        await _requeue(engine, dispatch, attempt, directory)
-        return
-    started = attempts.read_started(directory) or attempts.Started()
-    if started.void:
-        await _requeue(engine, dispatch, attempt, directory)
-        return
     if attempt.started_at is None:
+        if not directory.is_dir() or await asyncio.to_thread(attempts.void, directory):
+            await _requeue(engine, dispatch, attempt, directory)
+            return
+        started = attempts.read_started(directory) or attempts.Started()
+        if started.void:
+            await _requeue(engine, dispatch, attempt, directory)
+            return
         dispatch, attempt = await attempts_of_work.mark_started(
             engine, dispatch, attempt, started.shim_pid, started.shim_start
         )
-    shim = attempts.adopt(directory, started.shim_pid, started.shim_start) or attempts.Shim(
-        str(directory), started.shim_pid, started.shim_start, child=False
+    # The store knows that it ran: whatever became of its files (an agent can delete them), it is never run again.
+    shim = attempts.adopt(directory, attempt.shim_pid, attempt.shim_start) or attempts.Shim(
+        str(directory), attempt.shim_pid, attempt.shim_start, child=False
     )
     runner = runners.load(dispatch.runner)
     parser = runner.parser(*attempts_of_work.session_totals(dispatch, attempt))
@@ -70,11 +71,7 @@ async def _requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, directo
     """The claim came to no exec: it may be run again, as a new attempt."""
     await asyncio.to_thread(attempts.sweep, attempt.id)  # a setup hook may have outlived its daemon
     ended = attempt.model_copy(update={"ended_at": engine.core.now()})
-    ended = ended.model_copy(update={"started_at": None})
-    changes: dict[str, Any] = {}
-    if attempt.started_at is not None:  # written down when its shim was born, which came to nothing
-        changes = {"runs": dispatch.runs - 1, "next_prompt": attempt.prompt, "next_kind": attempt.kind}
-    await engine.update(dispatch, attempt=ended, state=State.QUEUED, waiting_for="restart", **changes)
+    await engine.update(dispatch, attempt=ended, state=State.QUEUED, waiting_for="restart")
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 

@@ -235,6 +235,8 @@ def hint_lines(report: StatusReport, width: int, paint: Paint) -> list[str]:
     match first.state:
         case State.BLOCKED:
             hints = [f'core-agent resume {name} --answer "..."']
+        case State.COMPLETED if first.harvest_reason:
+            hints = [f"core-agent why {name}", f"core-agent rescue apply {name}"]
         case State.COMPLETED:
             hints = [f"core-agent diff {name}", f"core-agent accept {name}"]
         case State.PAUSED:
