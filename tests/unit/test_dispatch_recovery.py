@@ -46,16 +46,30 @@ def test_a_claim_that_came_to_nothing_is_queued_again(tmp_path: Path) -> None:
     in_room(tmp_path, body)
 
 
-def test_what_a_shim_that_never_was_should_have_said_is_said_later(tmp_path: Path) -> None:
+def test_what_a_claim_without_an_exec_was_to_say_is_said_later(tmp_path: Path) -> None:
     async def body(room: Room) -> None:
-        attempt = await claimed(room, kind="fresh", prompt="also this", started_at=NOW)
-        await room.engine.update(room.engine.board[attempt.dispatch_id], state=State.RUNNING, runs=1)
+        attempt = await claimed(room, kind="fresh", prompt="also this")
+        held = room.engine.board[attempt.dispatch_id]
+        await room.engine.update(held, next_kind="fresh", next_prompt="also this")
         directory = room.home / "attempts" / attempt.id
         directory.mkdir()
         (directory / "spec.json").write_text("{}")
         d = (await restarted(room)).board[attempt.dispatch_id]
         assert (d.state, d.runs, d.next_kind, d.next_prompt) == (State.QUEUED, 0, "fresh", "also this")
         assert not directory.exists()
+
+    in_room(tmp_path, body)
+
+
+def test_what_is_known_to_have_run_is_never_queued_again(tmp_path: Path) -> None:
+    """Its files may be gone: an agent of the same user can delete them."""
+
+    async def body(room: Room) -> None:
+        attempt = await claimed(room, started_at=NOW, shim_pid=2**22 - 1, shim_start=1)
+        await room.engine.update(room.engine.board[attempt.dispatch_id], state=State.RUNNING, runs=1)
+        d = (await restarted(room)).board[attempt.dispatch_id]
+        assert d.state is not State.QUEUED
+        assert d.runs == 1
 
     in_room(tmp_path, body)
 
