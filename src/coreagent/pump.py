@@ -196,7 +196,7 @@ class Pump:
 def _message(line: bytes) -> "dict[str, object]":
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +26,23 @@ TOOLS = {
     "agentic_status",
     "agentic_watch",
 }
+GREETING = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+
+
+def said(home: Home, *lines: str, end: str = "\n") -> list[dict[str, Any]]:
+    """What the command answers to these lines, with the end of its input right behind them."""
+    done = home.run("mcp", stdin="\n".join(lines) + end)
+    assert not done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def request(identity: int, method: str, **params: Any) -> str:
+    return json.dumps({"jsonrpc": "2.0", "id": identity, "method": method, "params": params})
 
 
 @asynccontextmanager
@@ -77,3 +96,57 @@ def test_errors_and_queue_controls_come_through(home: Home) -> None:
             assert (await ask(other, "agentic_dispatch_start"))["frozen"] is False
 
     asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_line_that_is_no_message_is_answered_with_an_error(home: Home) -> None:
+    process = home.start("mcp", stdin=subprocess.PIPE)
+    with process:
+        assert process.stdin
+        assert process.stdout
+
+        def ask(line: bytes) -> Any:
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        for greeted in (False, True):
+            for line, code, identity in (
+                (b"not json", -32700, None),
+                (b"\xff\xfe", -32700, None),
+                (b'{"jsonrpc": "2.0", "id": 3, "method"', -32700, None),
+                (b"[" * 100_000, -32700, None),
+                (b"[]", -32600, None),
+                (b"7", -32600, None),
+                (b"{}", -32600, None),
+                (b'{"id": 4, "method": "ping"}', -32600, 4),
+                (b'{"jsonrpc": "2.0", "id": 5, "method": 6}', -32600, 5),
+            ):
+                answer = ask(line)
+                assert (answer["jsonrpc"], answer["id"], answer["error"]["code"]) == ("2.0", identity, code), line
+            if not greeted:
+                assert ask(json.dumps(GREETING).encode())["result"]["serverInfo"]["name"] == "core-agent"
+        assert ask(request(9, "ping").encode())["result"] == {}
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_what_was_asked_before_the_end_of_input_is_answered(home: Home) -> None:
+    greeting = json.dumps(GREETING)
+    for end in ("\n", ""):  # the first time the daemon starts meanwhile
+        answers = {
+            answer["id"]: answer for answer in said(home, request(0, "ping"), greeting, request(2, "ping"), end=end)
+        }
+        assert set(answers) == {0, 1, 2}
+        assert answers[0]["result"] == answers[2]["result"] == {}
+        assert "result" in answers[1]
+    refused = said(home, "not json", "[]", request(3, "ping"), end="")
+    assert sorted(answer.get("error", {}).get("code", 0) for answer in refused) == [-32700, -32600, 0]
+    slow = request(4, "tools/call", name="agentic_watch", arguments={"timeout_s": 1})
+    assert [answer["result"]["structuredContent"]["timed_out"] for answer in said(home, greeting, slow)[1:]] == [True]
+
+
+def test_the_end_of_input_does_not_wait_for_a_call_without_end(home: Home) -> None:
+    endless = request(2, "tools/call", name="agentic_watch", arguments={"timeout_s": 600})
+    assert said(home, json.dumps(GREETING), endless)[0]["id"] == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import mcp_types as types
+import pydantic_core
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -29,6 +30,8 @@ PIECE = 256 * 1024
 """Bytes written at once; a frame of the daemon's socket holds a little less than 1 MiB."""
 HEARTBEAT_S = 5.0
 """How often a waiting `watch` reports progress, so that a client's own time limit does not end it."""
+LINGER_S = 3.0
+"""How long requests may still be answered after the end of a client's input; a `watch` may wait much longer."""
 INSTRUCTIONS = (
     "Runs coding agents on tasks in checkouts of their own. agentic_dispatch starts one and returns at once;"
     " agentic_watch waits for news (pass the last `seq` as `since`); agentic_status tells what runs, waits and needs a"
@@ -41,14 +44,46 @@ _Context = ServerRequestContext[Any, Any]
 
 async def session(core: Any, caller: Caller, receive: Receive, send: Send) -> None:
     """Serve one client; see `coreagent.mcp.server.serve`."""
-    to_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    to_server, from_client = anyio.create_memory_object_stream[SessionMessage](0)
     to_client, from_server = anyio.create_memory_object_stream[SessionMessage](0)
     server = _server(core, caller)
+    unanswered = _Unanswered()
     async with anyio.create_task_group() as group:
-        group.start_soon(_pump_in, receive, to_server)
-        group.start_soon(_pump_out, from_server, send, group.cancel_scope)
+        group.start_soon(_pump_in, receive, to_server, to_client.clone(), unanswered)
+        group.start_soon(_pump_out, from_server, send, group.cancel_scope, unanswered)
         await server.run(from_client, to_client, server.create_initialization_options())
-        group.cancel_scope.cancel()
+        # What was said last is still on its way out; a client that does not read is not waited for.
+        group.cancel_scope.deadline = anyio.current_time() + LINGER_S
+
+
+class _Unanswered:
+    """The requests of a client that have no answer yet."""
+
+    def __init__(self) -> None:
+        self._ids: set[types.RequestId] = set()
+        self._changed = anyio.Event()
+
+    def received(self, message: types.JSONRPCMessage) -> None:
+        if isinstance(message, types.JSONRPCRequest):
+            self._ids.add(message.id)
+        elif isinstance(message, types.JSONRPCNotification) and message.method == "notifications/cancelled":
+            cancelled = (message.params or {}).get("requestId")
+            if isinstance(cancelled, int | str):
+                self._settle(cancelled)
+
+    def sent(self, message: types.JSONRPCMessage) -> None:
+        if isinstance(message, types.JSONRPCResponse | types.JSONRPCError) and message.id is not None:
+            self._settle(message.id)
+
+    async def none(self) -> None:
+        """Return when every request is answered or cancelled."""
+        while self._ids:
+            await self._changed.wait()
+
+    def _settle(self, identity: types.RequestId) -> None:
+        self._ids.discard(identity)
+        self._changed.set()
+        self._changed = anyio.Event()
 
 
 def _server(core: Any, caller: Caller) -> Server[Any]:
@@ -112,9 +147,28 @@ def _concerns(event: Event, workspace: str) -> bool:
     return not workspace or f"/{event.workspace}".endswith(f"/{workspace}") or event.dispatch_id.startswith(workspace)
 
 
-async def _pump_in(receive: Receive, to_server: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
-    """Cut the client's bytes into messages; one that cannot be read is handed on as the error that it is."""
-    async with to_server:
+async def _pump_in(
+    receive: Receive,
+    to_server: MemoryObjectSendStream[SessionMessage],
+    to_client: MemoryObjectSendStream[SessionMessage],
+    unanswered: _Unanswered,
+) -> None:
+    """Cut the client's bytes into messages; a line that is none is answered here, the library would ignore it.
+
+    At the end of the input the library cancels what it still works on, so it hears of it when all is answered.
+    """
+
+    async def take(line: bytes) -> None:
+        if not line.strip():
+            return
+        message = _message(line)
+        if isinstance(message, types.JSONRPCError):
+            await to_client.send(SessionMessage(message))
+        else:
+            unanswered.received(message)
+            await to_server.send(SessionMessage(message))
+
+    async with to_server, to_client:
         waiting = bytearray()
         while chunk := await receive():
             seen = len(waiting)
@@ -123,22 +177,42 @@ async def _pump_in(receive: Receive, to_server: MemoryObjectSendStream[SessionMe
                 line = bytes(waiting[:end])
                 del waiting[: end + 1]
                 seen = 0
-                if line.strip():
-                    await to_server.send(_message(line))
+                await take(line)
             if len(waiting) > MESSAGE_MAX:
                 # Not to be told from a message by cutting it, so the session ends here.
-                return
+                await to_client.send(SessionMessage(_error(types.INVALID_REQUEST, "the message is too long")))
+                waiting.clear()
+                break
+        await take(bytes(waiting))
+        with anyio.move_on_after(LINGER_S):
+            await unanswered.none()
 
 
-def _message(line: bytes) -> SessionMessage | Exception:
+def _message(line: bytes) -> types.JSONRPCMessage:
+    """Read one line; one that is no message becomes the error that answers it."""
     try:
-        return SessionMessage(types.jsonrpc_message_adapter.validate_json(line, by_name=False))
+        return types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+    except ValueError:
+        pass
+    try:
+        data = pydantic_core.from_json(line)
     except ValueError as error:
-        return error
+        return _error(types.PARSE_ERROR, f"not JSON: {error}")
+    identity = data.get("id") if isinstance(data, dict) and "method" in data else None
+    if not isinstance(identity, int | str) or isinstance(identity, bool):
+        identity = None
+    return _error(types.INVALID_REQUEST, "not a JSON-RPC 2.0 message", identity)
+
+
+def _error(code: int, message: str, identity: types.RequestId | None = None) -> types.JSONRPCError:
+    return types.JSONRPCError(jsonrpc="2.0", id=identity, error=types.ErrorData(code=code, message=message))
 
 
 async def _pump_out(
-    from_server: MemoryObjectReceiveStream[SessionMessage], send: Send, scope: anyio.CancelScope
+    from_server: MemoryObjectReceiveStream[SessionMessage],
+    send: Send,
+    scope: anyio.CancelScope,
+    unanswered: _Unanswered,
 ) -> None:
     async with from_server:
         async for item in from_server:
@@ -150,3 +224,4 @@ async def _pump_out(
                 # The client is gone: its calls end, what they started goes on.
                 scope.cancel()
                 return
+            unanswered.sent(item.message)
