@@ -86,3 +86,10 @@ def test_many_prepare_at_once(room: Room) -> None:
         list(pool.map(lambda _: ensure_cache(room.cache, base), range(8)))
     sh(room.cache, "fsck", "--strict")
     assert not list((room.cache / "objects/pack").glob("*.keep"))
+
+
+def test_every_untracked_file_is_counted_also_in_a_new_directory(room: Room) -> None:
+    write(room.user, "new/one.txt")
+    write(room.user, "new/deep/two.txt")
+    write(room.user, "three.txt")
+    assert inspect(room.user).dirty == 3

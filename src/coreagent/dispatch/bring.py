@@ -212,14 +212,16 @@ async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue]:
     landed = {dispatch.start_sha or dispatch.base_sha}
     if dispatch.fate is Fate.ACCEPTED:
         landed.add(harvest.sha)
-    tips = {dispatch.branch_sha}
+    tips = {dispatch.branch_sha: harvest.files}
     if await asyncio.to_thread(place.prepared.exists):
-        tips.add((await take_snapshot(core, dispatch)).sha)
+        taken = await take_snapshot(core, dispatch)
+        tips[taken.sha] = taken.files
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     rows = []
-    for sha in sorted(tips - landed - {""}):
+    for sha in sorted(tips.keys() - landed - {""}):
         kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, sha)
-        rows.append(_row(dispatch, kept.ref, sha, "let_go", harvest, core.now()))
+        counted = harvest.model_copy(update={"files": tips[sha]})
+        rows.append(_row(dispatch, kept.ref, sha, "let_go", counted, core.now()))
     return rows
 
 

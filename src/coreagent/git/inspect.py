@@ -30,7 +30,7 @@ class Base:
     """`branch`, `tag` or `detached`."""
     sha: str
     dirty: int
-    """Changed and untracked entries of the work tree (an untracked directory counts once)."""
+    """Changed and untracked files of the work tree."""
     shallow: bool
     default_branch: str
     object_format: str = "sha1"
@@ -107,7 +107,7 @@ def _status(path: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
         "--no-ahead-behind",
         "--no-renames",
         "--ignore-submodules=dirty",
-        "--untracked-files=normal",
+        "--untracked-files=all",
         "-z",
         cwd=path,
         env=environment(),
