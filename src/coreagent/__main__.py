@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 INTERRUPTED = 130
+CANNOT_WRITE = 1
 COMPLETE = "_CORE_AGENT_COMPLETE"
 
 _LEAVE_SCREEN = b"\x1b[?1049l\x1b[?25h"
@@ -180,7 +181,10 @@ class Line:
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write everything. A reader that went away ends us as it ends any program: by SIGPIPE."""
+    """Write everything. A reader that went away ends us as it ends any program: by SIGPIPE.
+
+    A standard output that takes nothing more (a full disk) ends us too, with a word about it.
+    """
     while data:
         try:
             data = data[os.write(fd, data) :]
@@ -193,7 +197,12 @@ def write(fd: int, data: bytes) -> None:
         except BrokenPipeError:
             _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
             os.kill(os.getpid(), _signal.SIGPIPE)
-        except OSError:
+        except OSError as error:
+            import errno
+
+            if fd == 1 and error.errno != errno.EBADF:
+                write(2, f"error: cannot write to standard output: {error.strerror}\n".encode())
+                os._exit(CANNOT_WRITE)
             return  # closed by whoever started us: nobody wants to see this
 
 

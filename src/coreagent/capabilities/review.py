@@ -85,14 +85,24 @@ async def logs(
     found = await seen_by(core, caller, workspace)
     live = core.engine.live.get(found.id)
     n = attempt if attempt is not None else found.attempts
-    running = live is not None and live.attempt.n == n
-    directory = live.directory if live is not None and running else _log_directory(core, found, n)
-    place, skipped = logbook.Place.parse(after), 0
-    if tail > 0 and not after:
-        place, skipped = await asyncio.to_thread(logbook.tail_place, directory / "out", tail)
-    parser = runners.load(found.runner).parser()
+    # A dispatch at rest has said everything, though its attempt lives on until its files are put away.
+    running = live is not None and live.attempt.n == n and found.state in ACTIVE
     most = min(max(limit, 1), 10_000)
-    page = await asyncio.to_thread(logbook.read_page, directory / "out", parser, n, place, most, whole_lines=running)
+    places = _log_places(core, found, n)
+
+    def read() -> tuple[logbook.Page, int, Path]:
+        for _ in range(len(places)):
+            directory = next((one for one in places if (one / "out").is_file()), places[0])
+            place, skipped = logbook.Place.parse(after), 0
+            if tail > 0 and not after:
+                place, skipped = logbook.tail_place(directory / "out", tail)
+            parser = runners.load(found.runner).parser()
+            page = logbook.read_page(directory / "out", parser, n, place, most, whole_lines=running)
+            if page.entries or (directory / "out").is_file():
+                break  # else it was moved on while we looked, or there is none anywhere
+        return page, skipped, directory
+
+    page, skipped, directory = await asyncio.to_thread(read)
     return LogReply(
         workspace=found.workspace,
         entries=page.entries,
@@ -103,15 +113,18 @@ async def logs(
     )
 
 
-def _log_directory(core: Core, found: Dispatch, n: int) -> Path:
-    kept = layout(core.home, core.settings, found).attempt(n)
-    if kept.is_dir():
-        return kept
-    archived = Path(paths.archive_dir(core.home, found.id), "attempts", str(n))
-    if archived.is_dir():
-        return archived
+def _log_places(core: Core, found: Dispatch, n: int) -> list[Path]:
+    """Where the output of an attempt may be, in the order in which it moves on: who looks so does not miss it."""
+    places = []
+    live = core.engine.live.get(found.id)
+    if live is not None and live.attempt.n == n:
+        places.append(live.directory)
     spool = core.engine.attempts.get(found.id)
-    return Path(paths.attempt_dir(core.home, spool.id)) if spool and spool.n == n else kept
+    if spool and spool.n == n:
+        places.append(Path(paths.attempt_dir(core.home, spool.id)))
+    places.append(layout(core.home, core.settings, found).attempt(n))
+    places.append(Path(paths.archive_dir(core.home, found.id), "attempts", str(n)))
+    return places
 
 
 @capability("accept", cli="accept", destructive=True)

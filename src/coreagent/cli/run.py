@@ -26,12 +26,13 @@ from coreagent.cli import completion
 from coreagent.cli import session as sessions
 from coreagent.cli import terminal as terminals
 from coreagent.cli.session import Outside, Session
-from coreagent.cli.terminal import Terminal, clean, terminal
+from coreagent.cli.terminal import CannotWrite, Terminal, clean, terminal
 from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError
 
 PROGRAM = "core-agent"
 EXIT_PIPE = 141
 """What a shell sees of a program that SIGPIPE ended."""
+EXIT_CANNOT_WRITE = 1
 HELP_WIDTH = 100
 
 _LOADING = threading.Lock()
@@ -95,8 +96,17 @@ def in_process(argv: list[str]) -> int:
         interactive=own.interactive,
     )
     code = run(argv, own, Outside(home, caller))
-    terminals.flush_std()
+    try:
+        terminals.flush_std()
+    except CannotWrite as error:
+        return _cannot_write(error, own)
     return code
+
+
+def _cannot_write(error: CannotWrite, on: Terminal) -> int:
+    on.err.write(f"error: {error}\n")
+    on.err.flush()
+    return EXIT_CANNOT_WRITE
 
 
 def run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | None = None) -> int:
@@ -110,6 +120,8 @@ def run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | None
             on.flush()
         except BrokenPipeError:
             return EXIT_PIPE
+        except CannotWrite as error:
+            return _cannot_write(error, on)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         return code
@@ -129,7 +141,7 @@ def _run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | Non
         return report(error, argv)
     except typer.TyperException as error:
         return _usage(error, argv)
-    except BrokenPipeError:
+    except (BrokenPipeError, CannotWrite):
         raise
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)

@@ -6,6 +6,7 @@ knows neither the socket nor a command: it is given functions that take bytes.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -23,6 +24,13 @@ WIDTH_UNKNOWN = 120
 """Columns when the output is a file or a pipe: wide, because there it is read by programs."""
 LINES_UNKNOWN = 24
 _HOLD = 32768
+
+
+class CannotWrite(Exception):
+    """Standard output takes nothing more (a full disk, a broken device), and nobody closed it on purpose."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write to standard output: {error.strerror}")
 
 
 class Channel(io.TextIOBase):
@@ -166,7 +174,9 @@ def _writer(fd: int) -> Callable[[bytes], None]:
                 _wait_writable(fd)
             except BrokenPipeError:
                 raise
-            except OSError:
+            except OSError as error:
+                if fd == 1 and error.errno != errno.EBADF:
+                    raise CannotWrite(error) from error
                 return  # closed by whoever started us: nobody wants to see this
 
     return write
@@ -210,10 +220,17 @@ def clean(text: str) -> str:
 
 
 def flush_std() -> None:
-    """Flush what third-party code may have printed behind our back."""
-    for stream in (sys.stdout, sys.stderr):
+    """Flush what third-party code may have printed behind our back. Raises: CannotWrite."""
+    failed: OSError | None = None
+    for stream in (sys.stderr, sys.stdout):
         if stream is not None:
             try:
                 stream.flush()
-            except (OSError, ValueError):
+            except ValueError:
                 continue
+            except OSError as error:
+                if stream is sys.stdout and error.errno not in (errno.EBADF, errno.EPIPE):
+                    failed = error
+    if failed is not None:
+        sys.stdout = None  # or the interpreter tries once more when it leaves, and complains in its own words
+        raise CannotWrite(failed)

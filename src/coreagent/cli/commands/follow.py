@@ -111,8 +111,18 @@ class _Follower:
             self._terminal.out.flush()
 
     def _news(self, row: WorkspaceRow) -> list[str]:
+        return self._page(row)[0]
+
+    def _more(self, row: WorkspaceRow) -> bool:
+        """Show the next page; False when there was nothing on it."""
+        lines, entries = self._page(row)
+        say(lines)
+        return entries > 0
+
+    def _page(self, row: WorkspaceRow) -> tuple[list[str], int]:
+        """The lines of the next page, and how many entries it had: not each of them makes a line."""
         if not row.runs:
-            return []
+            return [], 0
         if row.runs != self._runs:
             # Places in a log are counted per attempt: a new one begins at its own beginning.
             self._runs, self._after = row.runs, ""
@@ -122,7 +132,7 @@ class _Follower:
         tools = [entry.event for entry in reply.entries if entry.event.kind is EventKind.TOOL_USE]
         if tools:
             self._tool = one_line(f"{tools[-1].tool} {tools[-1].text}")
-        return lines
+        return lines, len(reply.entries)
 
     def _standing(self, row: WorkspaceRow) -> list[str]:
         brush, width = paint(), self._terminal.width - 1
@@ -141,7 +151,8 @@ class _Follower:
     def end(self, row: WorkspaceRow) -> None:
         self.close()
         # What was said last may be told after the dispatch came to rest: its files move while we look.
-        say(self._news(row))
+        while self._more(row):
+            continue
         brush = paint()
         facts = [duration(row.elapsed_s), f"{tokens(row.tokens)} tokens" if row.tokens else "", money(row.cost)]
         facts.append(diffstat(row.files, row.insertions, row.deletions))
@@ -152,6 +163,8 @@ class _Follower:
         say(["  " + fit(what_now(row, now()), self._terminal.width - 2)])
         name = one_line(row.workspace)
         match row.state:
+            case State.COMPLETED if row.harvest_reason:
+                self._next(f"core-agent why {name}", f"core-agent rescue apply {name}")
             case State.COMPLETED if row.needs_me:
                 self._next(f"core-agent diff {name}", f"core-agent accept {name}")
             case State.BLOCKED:
