@@ -56,7 +56,7 @@ def test_reading_verbs(home: Home) -> None:
     assert "made-" in home.json("diff", "one", "--stat")["text"]
     entries = home.json("logs", "one")["entries"]
     assert any("working" in json.dumps(e) for e in entries)
-    event = json.loads(home.run("watch", "one", "--since", "0", "--once", "--json").out.splitlines()[0])
+    event = json.loads(home.run("watch", "one", "--since", "1", "--once", "--json").out.splitlines()[0])
     assert event["seq"] > 0
     assert [h["workspace"] for h in home.json("history")] == ["local/repo/one"]
     assert home.json("rescue", "list") == []
@@ -332,11 +332,11 @@ def test_setup_hooks_run_when_trusted(home: Home) -> None:
     def ran(name: str) -> str:
         assert world.dispatch(name, "--name", name)
         world.settle()
-        return world.file_at(f"agent/{name}", "setup.txt").strip()
+        return (home.core / "workspace/local/repo" / name / "repo/setup.txt").read_text().strip()
 
     offer("of the repository")
     assert ran("untrusted") == "of the user"
-    assert (home.core / "workspace/local/repo/untrusted/.meta/setup.log").read_text() == "logged\n"
+    assert (home.core / "workspace/local/repo/untrusted/.meta/setup.log").read_text().startswith("logged\n")
     shown = home.json("repo", "trust", cwd=world.repo)
     assert (shown["applied"], list(shown["settings"])) == (False, [".core/agents.yaml"])
     assert ran("shown") == "of the user"

@@ -95,6 +95,12 @@ class World:
     def check_nothing_left(self, rows: dict[str, dict[str, Any]]) -> None:
         """No spool, environment file, socket, lock or directory that nothing refers to; no process but the daemon."""
         core = self.home.core
+        # A state is told as soon as it is durable; the spool and the socket are put away right after.
+        deadline = time.monotonic() + 5
+        while (any((core / "attempts").glob("*")) or len(list((core / "run").glob("*.sock"))) > 1) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
         assert list((core / "attempts").glob("*")) == []
         assert list((core / "pending").glob("*")) == []
         known = {row["workspace"] for row in rows.values()}

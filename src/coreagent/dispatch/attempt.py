@@ -366,6 +366,7 @@ async def _never_started(
 
     await surely(engine, dispatch, write)
     await asyncio.to_thread(_remove_spool, live.directory)
+    Path(paths.attempt_socket(engine.core.home, attempt.id)).unlink(missing_ok=True)
     await engine.forget_environment(dispatch.id)
 
 

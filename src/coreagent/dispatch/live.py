@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -35,12 +36,18 @@ class OutputReader:
         self._parser = parser
         self._offset = 0
         self._rest = b""
+        # A cancelled task leaves its read going on in its thread: the next one must not parse the same lines again.
+        self._one_at_a_time = threading.Lock()
 
     def read(self, *, final: bool = False) -> list[AgentEvent]:
         """Parse what has come since the last call, with `final` also an unfinished last line; the newest events.
 
         Blocking. Only the newest, because a flood of a million lines is a gigabyte of events that nobody reads.
         """
+        with self._one_at_a_time:
+            return self._read(final)
+
+    def _read(self, final: bool) -> list[AgentEvent]:
         events: deque[AgentEvent] = deque(maxlen=NEWEST)
         try:
             with self._path.open("rb") as file:

@@ -73,6 +73,7 @@ async def _requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, directo
     ended = attempt.model_copy(update={"ended_at": engine.core.now()})
     await engine.update(dispatch, attempt=ended, state=State.QUEUED, waiting_for="restart")
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+    Path(paths.attempt_socket(engine.core.home, attempt.id)).unlink(missing_ok=True)
 
 
 def _finish_putting_away(engine: Engine) -> None:
