@@ -28,7 +28,13 @@ from coreagent.daemon import launch, house
 from coreagent.errors import CoreAgentError
 launch.command = fake_daemon.command
 if {broken!r}:
-    launch.command = lambda home, python="": [sys.executable, "-c", "print('no such thing')", "--home", home]
+    held = "open(sys.argv[1]).read(); print('no such thing')"
+    launch.command = lambda home, python="": [sys.executable, "-c", "import sys; " + held, {broken!r}, "--home", home]
+    lock = launch._start_lock
+    def asking(home):
+        print("asks", flush=True)
+        return lock(home)
+    launch._start_lock = asking
 try:
     launch.launch({home!r})
     print(house.holder({home!r}))
@@ -37,10 +43,11 @@ except CoreAgentError as error:
 """
 
 
-def racers(home: Home, count: int, broken: bool = False, env: dict[str, str] | None = None) -> list[str]:
+def racing(home: Home, count: int, broken: str = "", env: dict[str, str] | None = None) -> list[subprocess.Popen[str]]:
+    """Clients that start the daemon at once; `broken` is a pipe whose end a daemon that cannot start waits for."""
     root = str(Path(FAKE).parents[2])
     code = LAUNCH.format(root=root, home=str(home.core), broken=broken)
-    running = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", code],
             env={**home.env, "PYTHONPATH": root, **(env or {})},
@@ -49,7 +56,10 @@ def racers(home: Home, count: int, broken: bool = False, env: dict[str, str] | N
         )
         for _ in range(count)
     ]
-    return [process.communicate(timeout=60)[0].strip() for process in running]
+
+
+def racers(home: Home, count: int, env: dict[str, str] | None = None) -> list[str]:
+    return [process.communicate(timeout=60)[0].strip() for process in racing(home, count, env=env)]
 
 
 def test_whoever_races_one_daemon_comes(home: Home) -> None:
@@ -66,12 +76,20 @@ def test_whoever_races_one_daemon_comes(home: Home) -> None:
     assert not Path(paths.daemon_socket(str(home.core))).exists()
 
 
-def test_a_daemon_that_cannot_start_is_started_once_and_says_why(home: Home) -> None:
-    said = racers(home, 4, broken=True)
-    assert len(set(said)) == 1
-    assert "E6002" in said[0]
-    assert "no such thing" in said[0]
-    assert home.log().count("no such thing") < 4
+def test_a_daemon_that_cannot_start_is_started_once_and_says_why(home: Home, tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    os.mkfifo(hold)
+    running = racing(home, 4, broken=str(hold))
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asks\n"
+    hold.write_text("")  # only now, when everyone has asked, may the first daemon fail
+    said = {process.communicate(timeout=60)[0].strip() for process in running}
+    assert len(said) == 1
+    (words,) = said
+    assert "E6002" in words
+    assert "no such thing" in words
+    assert home.log().count("no such thing") == 1
 
 
 def test_an_agent_does_not_start_the_daemon(home: Home) -> None:
