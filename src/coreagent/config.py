@@ -25,6 +25,8 @@ from coreagent.yamlmarks import BadYaml, Mark, Node, decode, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.
 RUNNERS: Final = ("claude", "codex", "command", "gemini", "scripted")
+ABSENT: Final = frozenset({"codex", "gemini"})
+"""Names that the settings may speak of (pools, rates) though no runner of theirs is built in."""
 ALIASES: Final = {"openai": "codex"}
 CLAUDE_MODELS: Final = ("opus", "sonnet", "haiku")
 
@@ -294,18 +296,46 @@ def _runner(text: str, settings: Settings) -> Chosen:
     if name == "command":
         if model in settings.commands:
             return Chosen(name, model)
-        raise _unknown(
-            text, [f"command:{known}" for known in settings.commands], "name it under `commands` in agents.yaml"
-        )
+        raise _unknown_command(text, model, list(settings.commands))
     if name in RUNNERS:
         return Chosen(name, model)
-    known = [*settings.agents, *RUNNERS, *CLAUDE_MODELS, *ALIASES]
-    raise _unknown(text, known, f"known agents: {', '.join(sorted(known))}")
+    raise _unknown(text, settings)
 
 
-def _unknown(text: str, known: list[str], otherwise: str) -> CoreAgentError:
-    near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else otherwise
+def _unknown(text: str, settings: Settings) -> CoreAgentError:
+    """Name the nearest agent that would be taken, else all of them."""
+    known = [name for name in RUNNERS if name not in ABSENT and name != "command"]
+    known += [name for name, identity in settings.agents.items() if identity.host != "remote" and _built_in(identity)]
+    known += CLAUDE_MODELS
+    # A command is found by its bare name too: that is what people forget to write.
+    meant = {**{name: f"command:{name}" for name in settings.commands}, **{name: name for name in known}}
+    near = _nearest(text, list(meant)) or _nearest(text.partition(":")[0], list(meant))
+    offered = sorted(meant.values())
+    hint = f"did you mean {' or '.join(meant[name] for name in near)}?" if near else f"there is {', '.join(offered)}"
+    return _no_agent(text, hint, [meant[name] for name in near])
+
+
+def _built_in(identity: Identity) -> bool:
+    runner = identity.runner.partition(":")[0]
+    return ALIASES.get(runner, runner) not in ABSENT
+
+
+def _unknown_command(text: str, asked: str, commands: list[str]) -> CoreAgentError:
+    near = [f"command:{name}" for name in _nearest(asked, commands)]
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif commands:
+        hint = f"there is {', '.join(f'command:{name}' for name in sorted(commands))}"
+    else:
+        hint = "name it under `commands` in agents.yaml"
+    return _no_agent(text, hint, near)
+
+
+def _nearest(text: str, known: list[str]) -> list[str]:
+    return difflib.get_close_matches(text, known, n=2, cutoff=0.6)
+
+
+def _no_agent(text: str, hint: str, near: list[str]) -> CoreAgentError:
     return CoreAgentError("unknown_agent", f"there is no agent {text!r}", hint=hint, data={"nearest": near})
 
 

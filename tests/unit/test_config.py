@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import time
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from coreagent import config
+from coreagent import config, runners
 from coreagent.config import Chosen, Settings, load_repo, load_text
 from coreagent.errors import CoreAgentError
 
@@ -264,10 +265,15 @@ def test_what_an_agent_string_means(text: str, chosen: Chosen) -> None:
         ("charon", "remote_identity", "fleet"),
         ("claud", "unknown_agent", "did you mean claude"),
         ("cladus", "unknown_agent", "cladius"),
-        ("", "unknown_agent", "known agents"),
-        ("zzzzzz", "unknown_agent", "known agents"),
-        ("command:tydy", "unknown_agent", "command:tidy"),
-        ("command", "unknown_agent", ""),
+        ("", "unknown_agent", "there is cladius, claude, "),
+        ("zzzzzz", "unknown_agent", "there is cladius, claude, "),
+        ("nope", "unknown_agent", "there is cladius, claude, "),
+        ("claud:opus", "unknown_agent", "claude?"),
+        ("scriptd", "unknown_agent", "did you mean scripted?"),
+        ("tidy", "unknown_agent", "did you mean command:tidy?"),
+        ("command:tydy", "unknown_agent", "did you mean command:tidy?"),
+        ("command:nope", "unknown_agent", "there is command:tidy"),
+        ("command", "unknown_agent", "there is command:tidy"),
         ("--help", "unknown_agent", ""),
     ],
 )
@@ -276,6 +282,19 @@ def test_agents_that_there_are_not(text: str, slug: str, hint: str) -> None:
     with pytest.raises(CoreAgentError) as caught:
         config.resolve_agent(text, settings)
     assert caught.value.slug == slug and hint in caught.value.hint
+    named = re.split(r" or |, ", caught.value.hint.removeprefix("did you mean ").removeprefix("there is ").rstrip("?"))
+    if slug == "unknown_agent":  # whatever a hint names would be taken
+        assert all(config.resolve_agent(name, settings).runner in runners.FAMILY for name in named)
+
+
+def test_a_command_that_nobody_named() -> None:
+    with pytest.raises(CoreAgentError) as caught:
+        config.resolve_agent("command:x", load_text("version: 1\n"))
+    assert "under `commands`" in caught.value.hint
+
+
+def test_the_runners_that_can_be_asked_are_those_built_in() -> None:
+    assert set(config.RUNNERS) - config.ABSENT == set(runners.FAMILY)
 
 
 @pytest.mark.parametrize(
