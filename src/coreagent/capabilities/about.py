@@ -12,29 +12,20 @@ from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import launch, prompt, rows
 from coreagent.models.report import AgentRow, DaemonStatus, StopReply, TemplateRow, TemplateShow
+from coreagent.runners.base import which
 
 
 @capability("agents", cli="agents", read_only=True)
-async def agents(core: Core) -> list[AgentRow]:
-    """List runners and named identities: found or not, version, login, pool and its use."""
+async def agents(core: Core, caller: Caller) -> list[AgentRow]:
+    """List runners, commands and named identities: found or not, where, version, login, pool and its use."""
     core.refresh_settings()
-    found = [await asyncio.to_thread(_runner_row, core, name) for name in runners.FAMILY]
-    by_name = {row.name: row for row in found}
-    for name, identity in core.settings.agents.items():
-        runner = {"openai": "codex"}.get(identity.runner, identity.runner)
-        known = by_name.get(runner)
-        found.append(
-            AgentRow(
-                name=name,
-                kind="identity",
-                runner=runner,
-                found=known.found if known else False,
-                problem="" if known else f"runner {runner} is not built in",
-                login=known.login if known else "unknown",
-                pool=config.pool_of(runner, identity.model, core.settings),
-                roles=list(identity.roles),
-            )
-        )
+    env = caller.env or core.env
+    by_name = {name: await asyncio.to_thread(_runner_row, core, env, name) for name in runners.FAMILY}
+    by_name.pop("command")  # nothing that can be asked for: only with a name
+    for name in core.settings.commands:
+        by_name[f"command:{name}"] = await asyncio.to_thread(_command_row, core, env, name)
+    found = list(by_name.values())
+    found += [_identity_row(core, by_name, name, identity) for name, identity in core.settings.agents.items()]
     running = core.engine.running()
     return [
         row.model_copy(update={"limit": config.limit_of(row.pool, core.settings), "running": running.get(row.pool, 0)})
@@ -42,11 +33,11 @@ async def agents(core: Core) -> list[AgentRow]:
     ]
 
 
-def _runner_row(core: Core, name: str) -> AgentRow:
+def _runner_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
     runner = runners.load(name)
     settings = launch.runner_settings(core, name)
-    found = runner.find(core.env, settings)
-    login = runner.login(core.env, settings)
+    found = runner.find(env, settings)
+    login = runner.login(env, settings)
     return AgentRow(
         name=name,
         kind="runner",
@@ -59,6 +50,42 @@ def _runner_row(core: Core, name: str) -> AgentRow:
         login=login.state,
         login_how=login.how or login.hint,
         pool=config.pool_of(name, "", core.settings),
+    )
+
+
+def _command_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
+    """A program of the settings; one with a relative path can only be looked for in a checkout."""
+    told = core.settings.commands[name]
+    program = told.argv[0]
+    in_checkout = "/" in program and not program.startswith("/")
+    path = program if in_checkout else which(program, {**env, **told.env})
+    return AgentRow(
+        name=f"command:{name}",
+        kind="command",
+        runner="command",
+        found=bool(path),
+        path=path,
+        problem="" if path else f"{program} cannot be executed" if "/" in program else f"{program} is not on the PATH",
+        login="not_needed",
+        pool=config.pool_of("command", name, core.settings),
+    )
+
+
+def _identity_row(core: Core, by_name: dict[str, AgentRow], name: str, identity: config.Identity) -> AgentRow:
+    runner, _, model = identity.runner.partition(":")
+    runner = config.ALIASES.get(runner, runner)
+    known = by_name.get(identity.runner if runner == "command" else runner)
+    return AgentRow(
+        name=name,
+        kind="identity",
+        runner=runner,
+        found=known.found if known else False,
+        path=known.path if known else "",
+        version=known.version if known else "",
+        problem=known.problem if known else f"there is no {identity.runner}",
+        login=known.login if known else "unknown",
+        pool=config.pool_of(runner, identity.model or model, core.settings),
+        roles=list(identity.roles),
     )
 
 

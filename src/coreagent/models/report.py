@@ -267,8 +267,8 @@ class TrustReply(BaseModel):
 
 class AgentRow(BaseModel):
     name: str
-    """Runner or named identity."""
-    kind: Literal["runner", "identity"]
+    """As `--agent` takes it: a runner, a named identity, or `command:NAME`."""
+    kind: Literal["runner", "identity", "command"]
     runner: str
     found: bool
     path: str = ""

@@ -122,12 +122,16 @@ def trust_lines(reply: TrustReply, width: int, paint: Paint) -> list[str]:
 def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint) -> list[str]:
     cells = []
     for row in rows:
-        state = "ok" if row.found and not row.problem else one_line(row.problem) or "not found"
+        state = one_line(row.path) or "ok"
+        if not row.found or row.problem:
+            state = one_line(row.problem) or "not found"
         login = {"yes": "logged in", "no": "not logged in", "unknown": "?", "not_needed": "-"}[row.login]
         slots = f"{row.running}/{row.limit or '∞'}"
         runner = one_line(row.runner) if row.kind == "identity" else "-"
-        cells.append([one_line(row.name), runner, one_line(row.version) or "-", login, slots, state])
-    lines = table(["AGENT", "RUNS AS", "VERSION", "LOGIN", "SLOTS", "STATE"], cells, width, paint, flex=-1)
+        version = one_line(row.version).partition(" ")[0] or "-"
+        found = "yes" if row.found else "no"
+        cells.append([one_line(row.name), found, runner, version, login, slots, state])
+    lines = table(["AGENT", "FOUND", "RUNS AS", "VERSION", "LOGIN", "SLOTS", "WHERE"], cells, width, paint, flex=-1)
     for row in rows:
         if row.found and row.login == "no" and row.login_how:
             lines.append(paint.yellow(f"  {one_line(row.name)}: {one_line(row.login_how)}"))
