@@ -12,6 +12,7 @@ from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import launch, prompt, rows
 from coreagent.models.report import AgentRow, DaemonStatus, StopReply, TemplateRow, TemplateShow
+from coreagent.plural import plural
 from coreagent.runners.base import which
 
 
@@ -122,14 +123,11 @@ async def daemon_status(core: Core, caller: Caller) -> DaemonStatus:
 async def daemon_stop(core: Core, mode: Literal["leave", "drain", "now"] = "leave") -> StopReply:
     """Stop the daemon. `leave`: agents go on and are found again; `drain`: wait for them; `now`: end their turns."""
     running = len(list(core.engine.busy()))
-    one = running == 1
-    turns = f"{running} running turn{'' if one else 's'}"
+    go_on = "running agents go on; the next daemon finds them"
     notes = {
-        "leave": "1 running agent goes on; the next daemon finds it"
-        if one
-        else f"{running} running agents go on; the next daemon finds them",
-        "drain": f"waits for {turns}; nothing new starts",
-        "now": f"{turns} ended; {'its' if one else 'their'} work is kept",
+        "leave": plural(running, "running agent goes on; the next daemon finds it", go_on),
+        "drain": f"waits for {plural(running, 'running turn')}; nothing new starts",
+        "now": plural(running, "running turn ended; its work is kept", "running turns ended; their work is kept"),
     }
     core.request_stop(mode)
     return StopReply(mode=mode, running=running, note=notes[mode] if running else "")

@@ -18,6 +18,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.models.agent import POISONED, Reason
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
 from coreagent.models.report import AttachReply, MoveReply, QueueReport
+from coreagent.plural import plural
 from coreagent.runners.base import Plan, allow, lay_out
 
 STOP_WAIT_S = 60.0
@@ -171,7 +172,7 @@ async def attach_done(core: Core, workspace: Workspace) -> MoveReply:
             previous_sha="",
         )
     files = brought.harvest.files
-    return move_reply(moved, f"{files} changed file{'s' if files != 1 else ''} on {found.branch}" if files else "")
+    return move_reply(moved, f"{plural(files, 'changed file')} on {found.branch}" if files else "")
 
 
 @capability("queue.list", cli="queue list", read_only=True)

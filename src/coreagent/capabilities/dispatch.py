@@ -45,6 +45,7 @@ from coreagent.git.inspect import Base
 from coreagent.models.agent import POISONED, Reason
 from coreagent.models.dispatch import Dispatch, Fate, Options, State
 from coreagent.models.report import DispatchReply
+from coreagent.plural import plural
 from coreagent.runners.base import allow
 
 CONTINUE = "Continue where you left off."
@@ -286,10 +287,9 @@ def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
     """The answer to whoever put a dispatch on the queue."""
     notes = []
     if made.left_out:
-        notes.append(
-            f"{made.left_out} changed or untracked file{'s' if made.left_out > 1 else ''} of your work tree "
-            f"{'is' if made.left_out == 1 else 'are'} left out; --with-changes carries them"
-        )
+        one = "changed or untracked file of your work tree is left out; --with-changes carries it"
+        more = "changed or untracked files of your work tree are left out; --with-changes carries them"
+        notes.append(plural(made.left_out, one, more))
     if made.options.permissions == "bypass":
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")
     notes += rows.warnings(core.engine)

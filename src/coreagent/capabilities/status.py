@@ -13,6 +13,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import RESTING, Dispatch, Fate, State
 from coreagent.models.report import HistoryRow, StatusReport, WatchReply, WhyReport
+from coreagent.plural import plural
 
 WATCH_MAX_S = 600.0
 HISTORY_SEARCHED = 1000
@@ -120,11 +121,15 @@ def _headline(engine: Engine, d: Dispatch) -> str:
         case State.COMPLETED if d.harvest.status == "rejected":
             return f"The agent ended well, but its work was not brought over: {d.harvest.reason} ({d.harvest.detail})."
         case State.COMPLETED:
-            return f"The agent ended well; {d.harvest.files} changed files wait on {d.branch} for a person."
+            return f"The agent ended well; {_waiting(d)} on {d.branch} for a person."
         case State.CANCELLED:
             return f"It was cancelled: {d.detail}."
         case _:
             return f"It failed, {d.reason}: {d.detail or 'no message'}."
+
+
+def _waiting(d: Dispatch) -> str:
+    return plural(d.harvest.files, "changed file waits", "changed files wait")
 
 
 def _why_queued(engine: Engine, d: Dispatch) -> str:
@@ -135,7 +140,8 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
             return "Nothing holds it up; it is about to start."
         case "slot":
             busy = [o.name for o in engine.busy() if o.pool == d.pool]
-            return f"Pool {d.pool} has {len(busy)} of {facts.limits[d.pool]} slots in use: {', '.join(busy[:5])}."
+            slots = plural(facts.limits[d.pool], "slot")
+            return f"Pool {d.pool} has {len(busy)} of {slots} in use: {', '.join(busy[:5])}."
         case "frozen":
             return "The queue is frozen; `core-agent queue start` lets it go on."
         case "frozen_pool":
@@ -155,7 +161,13 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
     base = f"from {d.base_ref or 'a commit'} at {d.base_sha[:12]}"
     said = [f"{d.created_at:%Y-%m-%d %H:%M:%S} queued for {d.agent} in {d.repo_path}, {base}"]
     if d.left_out:
-        said.append(f"{d.left_out} changed files of the work tree were left out")
+        said.append(
+            plural(
+                d.left_out,
+                "changed file of the work tree was left out",
+                "changed files of the work tree were left out",
+            )
+        )
     for a in await core.store.attempts_of(d.id):
         if a.started_at is None:
             said.append(f"{a.claimed_at:%Y-%m-%d %H:%M:%S} attempt {a.n} claimed; its agent was not executed")
@@ -168,7 +180,7 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         stopped = f", stopped by {a.stopped_by}" if a.stopped_by else ""
         said.append(
             f"{a.ended_at:%Y-%m-%d %H:%M:%S} attempt {a.n} ended: terminal event {a.outcome.terminal}, {how}{stopped}; "
-            f"{a.harvest.files} files changed, harvest {a.harvest.status}"
+            f"{plural(a.harvest.files, 'file')} changed, harvest {a.harvest.status}"
         )
         if a.outcome.message:
             said.append(f"  it said: {a.outcome.message[:400]}")

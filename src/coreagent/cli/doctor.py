@@ -23,9 +23,10 @@ from coreagent.attempts import read_exit, read_started
 from coreagent.cli.commands.option import Json, paint, say, to_json
 from coreagent.cli.session import ask, session
 from coreagent.cli.terminal import Terminal, terminal
-from coreagent.cli.views.text import one_line, plural, size, wrap
+from coreagent.cli.views.text import one_line, size, wrap
 from coreagent.errors import CoreAgentError
 from coreagent.models.report import DaemonStatus
+from coreagent.plural import plural
 from coreagent.runners.base import version_tuple
 
 GIT_MINIMUM = "2.31"
@@ -233,7 +234,7 @@ def _store_on_disk(home: str) -> Check:
             connection.close()
     except CoreAgentError as error:
         return Check(name="store", state="fail", message=_sentence(error), hint=error.hint)
-    return Check(name="store", state="ok", message=f"{path} is whole, {found.last_seq} events in it")
+    return Check(name="store", state="ok", message=f"{path} is whole, {plural(found.last_seq, 'event')} in it")
 
 
 def _settings() -> Iterator[Check]:
@@ -292,7 +293,8 @@ def _watches() -> Iterator[Check]:
     count = int(limit.read_text())
     few = count < WATCHES_WARN
     hint = f"sysctl fs.inotify.max_user_watches={WATCHES_WARN * 8}" if few else ""
-    yield Check(name="inotify", state="warn" if few else "ok", message=f"{count} watches per user", hint=hint)
+    told = f"{plural(count, 'watch', 'watches')} per user"
+    yield Check(name="inotify", state="warn" if few else "ok", message=told, hint=hint)
 
 
 def _leftovers() -> Iterator[Check]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from coreagent import runners
 from coreagent.modelserver import ModelServer, Script, Step, Tool
+from coreagent.plural import plural
 from coreagent.runners.base import NoSettings
 
 LIMIT_S = 180.0
@@ -39,7 +40,12 @@ def prove(env: Mapping[str, str]) -> Iterator[Finding]:
         with ModelServer([_conversation()]) as server:
             yield from _Proof(place, env, server.url, "scripted" if found.problem else "claude").run()
             if not found.problem:
-                yield "model", "ok" if server.requests else "fail", f"{len(server.requests)} requests answered here", ""
+                yield (
+                    "model",
+                    "ok" if server.requests else "fail",
+                    f"{plural(len(server.requests), 'request')} answered here",
+                    "",
+                )
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -103,7 +109,12 @@ class _Proof:
                 "",
             )
             return
-        yield "offline", "ok", f"{self.agent} worked in a workspace of its own, {last.get('tokens', 0)} tokens", ""
+        yield (
+            "offline",
+            "ok",
+            f"{self.agent} worked in a workspace of its own, {plural(last.get('tokens', 0), 'token')}",
+            "",
+        )
         code, lines = self._core_agent("accept", "proof")
         landed = self.repo / FILE
         if code == 0 and landed.is_file() and landed.read_text() == TEXT:

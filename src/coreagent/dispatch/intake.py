@@ -20,6 +20,7 @@ from coreagent.git import ref as refs
 from coreagent.git.inspect import Base, inspect
 from coreagent.git.inspect import resolve as resolve_ref
 from coreagent.models.dispatch import Dispatch, Fate, Options, Repo, State
+from coreagent.plural import plural
 from coreagent.runners.base import allow
 from coreagent.store.change import SaveRepo
 
@@ -177,7 +178,7 @@ def find_repository(engine: Engine, caller: Caller, repo: str, org: str) -> str:
     if known:
         raise CoreAgentError(
             "ambiguous_workspace",
-            f"{repo!r} names {len(known)} repositories",
+            f"{repo!r} names {plural(len(known), 'repository', 'repositories')}",
             hint="say which: " + ", ".join(f"{r.org}/{r.name}" for r in known),
         )
     raise CoreAgentError(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import Dispatch
+from coreagent.plural import plural
 
 NAME_MAX = 48
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", re.ASCII)
@@ -88,7 +89,7 @@ def find(text: str, dispatches: Iterable[Dispatch]) -> Dispatch:
         candidates = sorted({d.workspace if len({e.workspace for e in exact}) > 1 else d.id for d in exact})
         raise CoreAgentError(
             "ambiguous_workspace",
-            f"{text!r} names {len(exact)} workspaces",
+            f"{text!r} names {plural(len(exact), 'workspace')}",
             hint="say which one: " + ", ".join(candidates[:6]),
             data={"candidates": candidates},
         )

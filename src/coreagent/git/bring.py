@@ -19,6 +19,7 @@ from coreagent.git.cache import locked, note
 from coreagent.git.commit import stage, write_commit
 from coreagent.git.inspect import Base
 from coreagent.git.run import environment, git
+from coreagent.plural import plural
 
 CARRIES = "refs/core-agent/carry/"
 
@@ -180,7 +181,7 @@ def _bounded(files: int, size: int, most_files: int, most_bytes: int, what: str)
     if files > most_files or size > most_bytes:
         raise CoreAgentError(
             "too_large",
-            f"the {what} are too many to carry: {files:,} files, {size / 2**20:,.0f} MiB",
+            f"the {what} are too many to carry: {plural(files, 'file')}, {size / 2**20:,.0f} MiB",
             hint=f"at most {most_files:,} files and {most_bytes // 2**20:,} MiB; commit or ignore the rest",
         )
 

@@ -14,6 +14,7 @@ from coreagent.git import tree
 from coreagent.git.bring import escapes
 from coreagent.git.diff import Change
 from coreagent.git.run import environment, git
+from coreagent.plural import plural
 
 _LINK, _GITLINK, _GONE = "120000", "160000", "000000"
 # Further problems of a commit that is refused anyway tell nobody anything.
@@ -51,7 +52,7 @@ def check(cache: Path, found: list[Change], limits: Limits) -> list[Problem]:
     """Judge the difference between the start and the agent's work."""
     problems: list[Problem] = []
     if len(found) > limits.max_files:
-        problems.append(Problem("too_many_files", detail=f"{len(found):,} files, at most {limits.max_files:,}"))
+        problems.append(Problem("too_many_files", detail=f"{plural(len(found), 'file')}, at most {limits.max_files:,}"))
     present = [change for change in found if change.new_mode != _GONE]
     for change in present:
         if why := tree.bad(change.path):
@@ -89,10 +90,10 @@ def _sizes(cache: Path, files: list[Change], limits: Limits) -> list[Problem]:
     for change, line in zip(files, lines, strict=True):
         total += int(line)
         if int(line) > limits.max_file_bytes:
-            detail = f"{int(line):,} bytes, at most {limits.max_file_bytes:,}"
+            detail = f"{plural(int(line), 'byte')}, at most {limits.max_file_bytes:,}"
             problems.append(Problem("too_large", change.path, detail))
     if total > limits.max_total_bytes:
-        problems.append(Problem("too_large", "", f"{total:,} bytes in all, at most {limits.max_total_bytes:,}"))
+        problems.append(Problem("too_large", "", f"{plural(total, 'byte')} in all, at most {limits.max_total_bytes:,}"))
     return problems
 
 

@@ -23,6 +23,7 @@ from coreagent.git.harvest import deliver, move, user_git_dir, worktrees_on
 from coreagent.git.inspect import resolve
 from coreagent.git.pack import carry, present, quoted
 from coreagent.git.run import Done, disk, environment, git
+from coreagent.plural import plural
 
 Strategy = Literal["fast-forward", "merge", "squash", "rebase"]
 STRATEGIES = ("auto", "fast-forward", "merge", "squash", "rebase")
@@ -148,7 +149,7 @@ def _conflict(tree: Path, env: dict[str, str], onto: str, done: Done) -> CoreAge
         return CoreAgentError("git_failed", f"the work could not be put onto {onto}", cause=" | ".join(said[-3:]))
     return CoreAgentError(
         "merge_conflict",
-        f"the work conflicts with {onto} in {len(files)} file{'s' if len(files) > 1 else ''}: {', '.join(files[:5])}",
+        f"the work conflicts with {onto} in {plural(len(files), 'file')}: {', '.join(files[:5])}",
         hint="resume the agent and ask it to bring its branch up to date, or merge by hand",
         data={"files": files},
     )

@@ -16,6 +16,7 @@ from coreagent.git import tree
 from coreagent.git.check import Limits, Problem
 from coreagent.git.record import Record
 from coreagent.git.run import environment, failure, git
+from coreagent.plural import plural
 
 _UNLISTED = re.compile(r"could not open directory '(.*?)/?'")
 # A directory the agent locked may hold another one; each round opens everything below it.
@@ -112,7 +113,7 @@ def _judge(found: Scan, repo_dir: Path, path: str, tag: str, limits: Limits, tot
     elif not tree.readable(repo_dir / path):
         found.problems.append(Problem("unreadable", path))
     elif total + entry.st_size > limits.rescue_bytes:
-        detail = f"{entry.st_size:,} bytes; left in the workspace"
+        detail = f"{plural(entry.st_size, 'byte')}; left in the workspace"
         found.problems.append(Problem("too_large", path, detail))
     else:
         found.added.append(path)

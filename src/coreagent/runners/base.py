@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
+from coreagent.plural import plural
 
 TEXT_LIMIT: Final = 16 * 1024
 LINE_LIMIT: Final = 32 * 1024 * 1024
@@ -195,11 +196,8 @@ class Parser:
             return []
         if record.get("core_agent") == "dropped":
             dropped = whole(record.get("bytes"))
-            events = [
-                AgentEvent(
-                    kind=EventKind.TEXT, text=f"[{dropped} bytes of output were not kept]", data={"dropped": dropped}
-                )
-            ]
+            told = plural(dropped, "byte of output was", "bytes of output were")
+            events = [AgentEvent(kind=EventKind.TEXT, text=f"[{told} not kept]", data={"dropped": dropped})]
         else:
             try:
                 events = self.read(record)

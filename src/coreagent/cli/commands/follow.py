@@ -18,11 +18,12 @@ from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer, event
 from coreagent.cli.views.live import Live
 from coreagent.cli.views.status import mark, state_words, what_now
-from coreagent.cli.views.text import diffstat, duration, fit, money, next_lines, one_line, tokens
+from coreagent.cli.views.text import diffstat, duration, fit, money, next_lines, one_line, used
 from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError
 from coreagent.models.agent import EventKind
 from coreagent.models.dispatch import ACTIVE, State
 from coreagent.models.report import LogReply, WorkspaceRow
+from coreagent.plural import plural
 
 TICK_S = 0.5
 """How often a live view is drawn when nothing happens."""
@@ -137,7 +138,7 @@ class _Follower:
     def _standing(self, row: WorkspaceRow) -> list[str]:
         brush, width = paint(), self._terminal.width - 1
         facts = [duration(row.elapsed_s)]
-        facts += [f"{tokens(row.tokens)} tokens"] if row.tokens else []
+        facts += [used(row.tokens)] if row.tokens else []
         facts += [money(row.cost)] if row.cost.usd is not None else []
         change = diffstat(row.files, row.insertions, row.deletions)
         facts += [change] if change else []
@@ -154,7 +155,7 @@ class _Follower:
         while self._more(row):
             continue
         brush = paint()
-        facts = [duration(row.elapsed_s), f"{tokens(row.tokens)} tokens" if row.tokens else "", money(row.cost)]
+        facts = [duration(row.elapsed_s), used(row.tokens), money(row.cost)]
         facts.append(diffstat(row.files, row.insertions, row.deletions))
         told = ", ".join(fact for fact in facts if fact and fact != "-")
         say(
@@ -262,7 +263,7 @@ def logs(
     while True:
         reply: LogReply = session().call("logs", workspace=workspace, attempt=attempt, after=after, tail=tail)
         if reply.skipped_bytes and not as_json:
-            say([f"... {reply.skipped_bytes:,} bytes before this; --tail 0 shows all"])
+            say([f"... {plural(reply.skipped_bytes, 'byte')} before this; --tail 0 shows all"])
         after = reply.next or after
         if as_json and not follow:
             document = _joined(document, reply)

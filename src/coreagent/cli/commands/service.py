@@ -18,9 +18,9 @@ from coreagent.cli.commands.option import Json, answer, group, paint, say
 from coreagent.cli.session import ask, session
 from coreagent.cli.terminal import clean, terminal
 from coreagent.cli.views import answer as views
-from coreagent.cli.views.text import plural
 from coreagent.errors import CoreAgentError
 from coreagent.models.report import DaemonStatus, StopReply
+from coreagent.plural import plural
 
 daemon = group("The process that runs the queue. Other commands start it when it is not running.")
 

@@ -15,10 +15,10 @@ from coreagent.cli.views.text import (
     money,
     next_lines,
     one_line,
-    plural,
     safe_lines,
     size,
     tokens,
+    used,
     wrap,
 )
 from coreagent.models.dispatch import State
@@ -33,6 +33,7 @@ from coreagent.models.report import (
     WhyReport,
     WorkspaceShow,
 )
+from coreagent.plural import plural
 
 
 def dispatch_lines(reply: DispatchReply, width: int, paint: Paint, *, next_steps: bool = True) -> list[str]:
@@ -175,7 +176,7 @@ def _used(show: WorkspaceShow) -> str:
     usage = show.usage
     if not usage.total:
         return money(show.row.cost) if show.row.cost.usd is not None else ""
-    parts = f"{tokens(usage.total)} tokens ({tokens(usage.input)} in, {tokens(usage.output)} out, "
+    parts = f"{used(usage.total)} ({tokens(usage.input)} in, {tokens(usage.output)} out, "
     return parts + f"{tokens(usage.cache_read)} cached), {money(show.row.cost)}"
 
 
@@ -213,9 +214,16 @@ def stop_lines(reply: StopReply, paint: Paint) -> list[str]:
     if reply.note:
         return [one_line(reply.note)]
     if reply.mode == "leave" and reply.running:
-        return [f"stopped; {plural(reply.running, 'agent')} of yours go on and are found again by the next daemon"]
+        return [
+            "stopped; "
+            + plural(
+                reply.running,
+                "agent of yours goes on and is found again by the next daemon",
+                "agents of yours go on and are found again by the next daemon",
+            )
+        ]
     if reply.mode == "drain" and reply.running:
-        return [f"draining: {plural(reply.running, 'agent')} still run; nothing new starts"]
+        return [f"draining: {plural(reply.running, 'agent still runs', 'agents still run')}; nothing new starts"]
     return [paint.bold("stopped")]
 
 

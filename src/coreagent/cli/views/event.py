@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from coreagent.cli.views.text import Paint, duration, fit, money, one_line, safe_lines, tokens, width_of, wrap
+from coreagent.cli.views.text import Paint, duration, fit, money, one_line, safe_lines, used, width_of, wrap
 from coreagent.models.agent import AgentEvent, EventKind
 from coreagent.models.dispatch import Event
 from coreagent.models.report import LogEntry, LogReply
+from coreagent.plural import plural
 
 _TEXT_LINES = 40
 
@@ -47,7 +48,7 @@ def _said(text: str, width: int) -> list[str]:
     for line in safe_lines(text.strip()):
         lines += wrap(line, width) if line.strip() else [""]
     if len(lines) > _TEXT_LINES:
-        lines = [*lines[:_TEXT_LINES], f"… {len(lines) - _TEXT_LINES} more lines (logs --json has them)"]
+        lines = [*lines[:_TEXT_LINES], f"… {plural(len(lines) - _TEXT_LINES, 'more line')} (logs --json has them)"]
     return lines
 
 
@@ -59,14 +60,14 @@ def _result(event: AgentEvent, width: int, paint: Paint) -> list[str]:
     if event.is_error:
         return [paint.red(fit(f"  ⎿ failed: {said[-1] if said else ''}", width))]
     more = max(0, len(said) - 1)
-    tail = f" (+{more} lines)" if more else ""
+    tail = f" (+{plural(more, 'line')})" if more else ""
     return [paint.dim(fit(f"  ⎿ {fit(first, width - 4 - width_of(tail))}{tail}", width))] if first else []
 
 
 def _ending(event: AgentEvent) -> str:
     facts = [one_line(event.text)]
     if event.usage is not None and event.usage.total:
-        facts.append(f"{tokens(event.usage.total)} tokens")
+        facts.append(used(event.usage.total))
     if event.cost is not None and event.cost.usd is not None:
         facts.append(money(event.cost))
     return ", ".join(fact for fact in facts if fact)

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from coreagent.cli.terminal import Terminal
 from coreagent.cli.views.text import fit, width_of
+from coreagent.plural import plural
 
 _CLEAR_LINE = "\x1b[K"
 _CLEAR_BELOW = "\x1b[J"
@@ -65,7 +66,7 @@ class Screen:
         hidden = len(lines) - room
         shown = lines[:room] + [""] * max(0, -hidden)
         if hidden > 0:
-            footer = f"{hidden} more lines below   {footer}"
+            footer = f"{plural(hidden, 'more line')} below   {footer}"
         frame = "".join(
             (line if width_of(line) <= width else fit(line, width)) + _CLEAR_LINE + "\r\n" for line in shown
         )

@@ -15,6 +15,7 @@ from rich.cells import cell_len, set_cell_size
 
 from coreagent.cli.terminal import clean
 from coreagent.models.agent import Cost
+from coreagent.plural import plural
 
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -194,6 +195,11 @@ def tokens(count: int) -> str:
     return f"{count / 1_000_000:.1f}M"
 
 
+def used(count: int) -> str:
+    """`1 token`, `12.3k tokens`; "" for none."""
+    return plural(count, "token", shown=tokens(count)) if count > 0 else ""
+
+
 def money(cost: Cost) -> str:
     """`$0.12` as reported, `~$0.12` when computed from the price table, `-` when nobody knows."""
     if cost.usd is None:
@@ -208,7 +214,7 @@ def diffstat(files: int, insertions: int, deletions: int) -> str:
     """`3 files +10 -2`, or "" when nothing changed."""
     if not files and not insertions and not deletions:
         return ""
-    return f"{files} file{'' if files == 1 else 's'} +{insertions} -{deletions}"
+    return f"{plural(files, 'file')} +{insertions} -{deletions}"
 
 
 def size(count: int) -> str:
@@ -219,7 +225,3 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
-
-
-def plural(count: int, noun: str, nouns: str = "") -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"
