@@ -160,12 +160,21 @@ def test_a_replaced_checkout_is_not_entered_again(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["dispatch more", "accept {name}", "daemon stop", "reject {name}", "queue freeze", "repo trust --yes"]
+    "words",
+    [
+        "dispatch more",
+        "accept {name}",
+        "daemon stop",
+        "reject {name}",
+        "queue freeze",
+        "repo trust --yes",
+        "demo --yes --dir {made}",
+    ],
 )
 def test_an_agent_may_not_steer(home: Home, words: str) -> None:
     """An agent that runs core-agent itself is refused, by what the kernel says of it."""
     world = World(home)
-    command = " ".join(["core-agent", *words.format(name="be-bad").split()])
+    command = " ".join(["core-agent", *words.format(name="be-bad", made=home.dir / "made").split()])
     for how in (":", f"setsid sh -c '{command} > out.txt 2>&1; echo $? > code.txt'"):
         script = f"{how}; [ -e code.txt ] || {{ {command} > out.txt 2>&1; echo $? > code.txt; }}"
         body = yaml.safe_load((home.core / "agents.yaml").read_text())
@@ -178,5 +187,6 @@ def test_an_agent_may_not_steer(home: Home, words: str) -> None:
         said = world.file_at(row["branch"], "out.txt")
         assert "E8001" in said, said
         assert world.file_at(row["branch"], "code.txt") == "1\n"
+        assert not (home.dir / "made").exists()
         assert len(world.rows()) == 1
         home.run("reject", reply["workspace"])

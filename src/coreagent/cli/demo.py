@@ -85,7 +85,23 @@ def demo(
     Exit codes are those of `dispatch --wait`.
     """
     session().own_process()
+    _no_agent_asks()
     raise typer.Exit(_Demo(agent, as_json, yes).run(directory, keep))
+
+
+def _no_agent_asks() -> None:
+    """Refuse an agent before anything is made. The daemon knows who asks; this process could only guess.
+
+    Raises: role_forbidden.
+    """
+    try:
+        session().call("queue.list")
+    except CoreAgentError as error:
+        if error.slug != "role_forbidden":
+            raise
+        raise CoreAgentError(
+            "role_forbidden", "an agent may not run the demo", cause=error.cause or error.message, hint=error.hint
+        ) from None
 
 
 class _Demo:
