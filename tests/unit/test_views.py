@@ -74,7 +74,8 @@ def row(state: State, **more: Any) -> WorkspaceRow:
         "branch": "agent/x",
         "task": "Fix the thing that is broken",
         "created_at": NOW - timedelta(hours=1),
-        "changed_at": NOW - timedelta(minutes=5),
+        "changed_at": NOW,
+        "since": NOW - timedelta(minutes=5),
         "elapsed_s": 245.0,
         "tokens": 45_200,
         "cost": Cost(usd=0.42, source="reported"),
@@ -90,9 +91,9 @@ def report() -> StatusReport:
         row(State.RUNNING, last_tool="Bash pytest -q " + "x" * 200),
         row(State.PREPARING),
         row(State.QUEUED, waiting_for="rate_limit", waiting_until=NOW + timedelta(hours=2), elapsed_s=None),
-        row(State.BLOCKED, needs_me=True, question=EVIL, changed_at=NOW - timedelta(minutes=1)),
-        row(State.FAILED, needs_me=True, reason=Reason.AUTH, detail=EVIL, changed_at=NOW - timedelta(hours=9)),
-        row(State.COMPLETED, needs_me=True, stage=Stage.HARVESTED, changed_at=NOW - timedelta(hours=3), name="w" * 90),
+        row(State.BLOCKED, needs_me=True, question=EVIL, since=NOW - timedelta(minutes=1)),
+        row(State.FAILED, needs_me=True, reason=Reason.AUTH, detail=EVIL, since=NOW - timedelta(hours=9)),
+        row(State.COMPLETED, needs_me=True, stage=Stage.HARVESTED, since=NOW - timedelta(hours=3), name="w" * 90),
         row(State.CANCELLED, agent=EVIL, bypass=True),
         row(State.COMPLETED, fate=Fate.ACCEPTED),
         row(State.PAUSED, name="日本語の作業場所"),
@@ -224,8 +225,8 @@ def everything(width: int, paint: Paint) -> list[str]:
     )  # fmt: skip
     past = HistoryRow(
         dispatch_id="01", workspace=EVIL, agent=EVIL, state=State.FAILED, reason=Reason.DIED, fate=Fate.OPEN, runs=1,
-        tokens=5, cost=cost, files=1, insertions=1, deletions=1, created_at=NOW, started_at=NOW, ended_at=NOW,
-        task=EVIL,
+        worked_s=5.0, tokens=5, cost=cost, files=1, insertions=1, deletions=1, created_at=NOW, started_at=NOW,
+        ended_at=NOW, task=EVIL,
     )  # fmt: skip
     events = [
         AgentEvent(kind=kind, text=EVIL, tool=EVIL, session_id=EVIL, usage=usage, cost=cost) for kind in EventKind

@@ -262,6 +262,7 @@ async def history(core: Core, limit: int = 50) -> list[HistoryRow]:
             reason=d.reason,
             fate=d.fate,
             runs=d.runs,
+            worked_s=rows.worked(core.engine, d),
             tokens=d.usage.total,
             cost=d.cost,
             files=d.harvest.files,

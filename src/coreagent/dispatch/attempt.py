@@ -297,6 +297,7 @@ def _ending(engine: Engine, dispatch: Dispatch, attempt: Attempt, verdict: Verdi
         "model": dispatch.model or outcome.model,
         "denied_tools": outcome.denied_tools,
         "ended_at": now,
+        "worked_s": dispatch.worked_s + attempt.worked_s(now),
         "rate_limited": 0,
     }
     if verdict.state is State.QUEUED:

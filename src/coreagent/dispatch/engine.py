@@ -122,7 +122,9 @@ class Engine:
         state = changes.get("state", old.state)
         if state is not old.state:
             check_move(old.state, state, f"{old.workspace}")
-        new = old.model_copy(update={**changes, "changed_at": self.core.now()})
+        now = self.core.now()
+        since = now if state is not old.state or old.state_since is None else old.state_since
+        new = old.model_copy(update={**changes, "changed_at": now, "state_since": since})
         told = [self._event(new, m) for m in (*messages, self._moved(new))]
         batch: list[Any] = [SaveDispatch(new), *(SaveEvent(e) for e in told), *extra]
         if attempt is not None:

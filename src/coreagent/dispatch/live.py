@@ -80,7 +80,6 @@ class LiveAttempt:
         self._grace_s = 5.0
         self.stop_requested = ""
         """Why a person wants it stopped; honoured before the exec too."""
-        self.started_monotonic = time.monotonic()
         self._reader = OutputReader(directory / "out", parser)
         self._more = asyncio.Event()
         self._told = 0.0

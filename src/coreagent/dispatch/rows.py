@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,8 @@ def row(engine: Engine, dispatch: Dispatch, waiting_for: str | None = None) -> W
         priority=dispatch.priority,
         runs=dispatch.runs,
         pid=attempt.shim_pid if attempt and active else 0,
-        elapsed_s=_elapsed(engine, dispatch, live.started_monotonic if live else None),
+        elapsed_s=worked(engine, dispatch),
+        since=dispatch.state_since or dispatch.changed_at,
         last_tool=last.last_tool if last else "",
         last_text=(last.last_text if last else "")[:400],
         tokens=dispatch.usage.total + (outcome.usage.total if outcome and active else 0),
@@ -74,15 +74,11 @@ def row(engine: Engine, dispatch: Dispatch, waiting_for: str | None = None) -> W
     )
 
 
-def _elapsed(engine: Engine, dispatch: Dispatch, live_since: float | None) -> float | None:
-    if dispatch.state in ACTIVE:
-        attempt = engine.attempts.get(dispatch.id)
-        if attempt is not None:
-            return max(0.0, (engine.core.now() - (attempt.started_at or attempt.claimed_at)).total_seconds())
-        return None if live_since is None else time.monotonic() - live_since
-    if dispatch.started_at and dispatch.ended_at:
-        return max(0.0, (dispatch.ended_at - dispatch.started_at).total_seconds())
-    return None
+def worked(engine: Engine, dispatch: Dispatch) -> float | None:
+    """How long the agents of a dispatch have worked so far; None when none was executed."""
+    attempt = engine.attempts.get(dispatch.id)
+    now = attempt.worked_s(engine.core.now()) if attempt is not None and attempt.ended_at is None else 0.0
+    return dispatch.worked_s + now or None
 
 
 def report(engine: Engine, everything: bool = False) -> StatusReport:

@@ -145,6 +145,12 @@ class Attempt(BaseModel):
     outcome: Outcome = Field(default_factory=Outcome)
     harvest: Harvest = Harvest()
 
+    def worked_s(self, now: datetime) -> float:
+        """How long its agent ran, until `now` when it still does; 0 when it was never executed."""
+        if self.started_at is None:
+            return 0.0
+        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+
 
 class Dispatch(BaseModel):
     """One task given to one agent in one workspace; the row that never leaves the history."""
@@ -211,6 +217,10 @@ class Dispatch(BaseModel):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     changed_at: datetime
+    state_since: datetime | None = None
+    """Since when it is in its state; None in a row that an older release wrote last."""
+    worked_s: float = 0.0
+    """How long its agents ran, in all attempts that have ended; what it waited in between is not in it."""
 
     @property
     def workspace(self) -> str:

@@ -62,6 +62,9 @@ class WorkspaceRow(BaseModel):
     pid: int = 0
     """The live shim, 0 when there is none."""
     elapsed_s: float | None = None
+    """How long its agents have worked, all attempts together; waiting between turns is not in it."""
+    since: datetime
+    """Since when it is in its state."""
     last_tool: str = ""
     last_text: str = ""
     tokens: int = 0
@@ -186,6 +189,7 @@ class HistoryRow(BaseModel):
     reason: Reason | None = None
     fate: Fate
     runs: int
+    worked_s: float | None
     tokens: int
     cost: Cost
     files: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from coreagent.cli.views.status import state_words, what_now
+from coreagent.cli.views.status import since_words, state_words, what_now
 from coreagent.cli.views.text import (
     Paint,
     ago,
@@ -140,7 +140,7 @@ def workspace_lines(show: WorkspaceShow, width: int, paint: Paint, now: datetime
     """Everything that is known of one workspace."""
     row = show.row
     facts = [
-        ("state", state_words(row)),
+        ("state", f"{state_words(row)} {since_words(row, now)}"),
         ("now", what_now(row, now)),
         ("task", one_line(row.task)),
         ("agent", " ".join(filter(None, [one_line(row.agent), f"(pool {one_line(row.pool)})", one_line(row.model)]))),
@@ -154,6 +154,7 @@ def workspace_lines(show: WorkspaceShow, width: int, paint: Paint, now: datetime
         ),
         ("runs", str(row.runs)),
         ("session", one_line(show.session_id)),
+        ("worked", duration(row.elapsed_s) if row.elapsed_s is not None else ""),
         ("used", _used(show)),
         ("changes", diffstat(row.files, row.insertions, row.deletions)),
         ("dispatch", row.dispatch_id),

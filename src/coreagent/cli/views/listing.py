@@ -41,15 +41,15 @@ def history_lines(rows: Sequence[HistoryRow], width: int, paint: Paint, now: dat
         state = str(row.fate) if row.fate is not Fate.OPEN else str(row.state)
         if row.fate is Fate.OPEN and row.reason and str(row.reason) != str(row.state):
             state += f": {row.reason}"
-        took = (row.ended_at - row.started_at).total_seconds() if row.started_at and row.ended_at else None
-        full = [f"{ago(row.created_at, now)} ago", one_line(row.workspace), state, one_line(row.agent), duration(took)]
-        full += [tokens(row.tokens), money(row.cost), diffstat(row.files, row.insertions, row.deletions) or "-"]
+        full = [f"{ago(row.created_at, now)} ago", one_line(row.workspace), state, one_line(row.agent)]
+        full += [duration(row.worked_s), tokens(row.tokens), money(row.cost)]
+        full.append(diffstat(row.files, row.insertions, row.deletions) or "-")
         cells.append([*full, one_line(row.task)] if width >= 100 else [*full[:3], one_line(row.task)])
     if width >= 100:
-        header = ["WHEN", "WORKSPACE", "STATE", "AGENT", "TOOK", "TOKENS", "COST", "CHANGES", "TASK"]
+        header = ["WHEN", "WORKSPACE", "STATE", "AGENT", "WORK", "TOKENS", "COST", "CHANGES", "TASK"]
     else:
         header = ["WHEN", "WORKSPACE", "STATE", "TASK"]
-    return table(header, cells, width, paint, flex=-1, right="WHEN TOOK TOKENS COST")
+    return table(header, cells, width, paint, flex=-1, right="WHEN WORK TOKENS COST")
 
 
 def queue_lines(report: QueueReport, width: int, paint: Paint, now: datetime) -> list[str]:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from coreagent.cli.views.text import (
     Paint,
+    ago,
     clock,
     diffstat,
     duration,
@@ -82,6 +83,14 @@ def state_words(row: WorkspaceRow) -> str:
     return f"{row.state}: {row.reason}"
 
 
+def since_words(row: WorkspaceRow, now: datetime) -> str:
+    """`for 5m` of what goes on or waits, `5m ago` of what came to an end."""
+    lasts = row.state in ACTIVE or row.state in (State.QUEUED, State.BLOCKED, State.PAUSED)
+    if row.fate is not Fate.OPEN or not lasts:
+        return f"{ago(row.since, now)} ago"
+    return f"for {ago(row.since, now)}"
+
+
 def what_now(row: WorkspaceRow, now: datetime) -> str:
     """The one thing a person wants to know of this workspace now."""
     said = one_line(row.detail)
@@ -117,17 +126,21 @@ def _completed(row: WorkspaceRow, said: str) -> str:
     return said or one_line(row.last_text) or one_line(row.task)
 
 
-def _facts(row: WorkspaceRow) -> list[str]:
-    """Agent, time, tokens, cost, diffstat: only those that say something."""
+def _facts(row: WorkspaceRow, now: datetime) -> list[str]:
+    """Since when, agent, time worked, tokens, cost, diffstat: only those that say something."""
     agent = one_line(row.agent) + (" !bypass" if row.bypass else "")
-    facts = [agent, duration(row.elapsed_s) if row.elapsed_s is not None else "", tokens(row.tokens), money(row.cost)]
+    facts = [since_words(row, now), agent, _worked(row), tokens(row.tokens), money(row.cost)]
     facts.append(diffstat(row.files, row.insertions, row.deletions))
     return [fact for fact in facts if fact and fact != "-"]
 
 
+def _worked(row: WorkspaceRow) -> str:
+    return f"worked {duration(row.elapsed_s)}" if row.elapsed_s is not None else "-"
+
+
 def sections(report: StatusReport) -> list[tuple[str, list[WorkspaceRow]]]:
     """Split the rows: needs me (oldest first), running, queued, settled; the order inside is the report's."""
-    needs = sorted((row for row in report.workspaces if row.needs_me), key=lambda row: row.changed_at)
+    needs = sorted((row for row in report.workspaces if row.needs_me), key=lambda row: row.since)
     rest = [row for row in report.workspaces if not row.needs_me]
     return [
         ("needs you", needs),
@@ -172,25 +185,27 @@ def _wide(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> 
         (
             fit_middle(one_line(row.workspace), 34),
             state_words(row),
+            since_words(row, now),
             what_now(row, now),
             fit(one_line(row.agent), 18) + (" !bypass" if row.bypass else ""),
-            duration(row.elapsed_s),
+            _worked(row),
             tokens(row.tokens),
             money(row.cost),
             diffstat(row.files, row.insertions, row.deletions) or "-",
         )
         for row in rows
     ]
-    widths = [max((width_of(cell[i]) for cell in cells), default=0) for i in range(8)]
-    room = width - 2 - 2 * 7 - (sum(widths) - widths[2])
-    if room < min(widths[2], NOW_MIN):
+    widths = [max((width_of(cell[i]) for cell in cells), default=0) for i in range(9)]
+    room = width - 2 - 2 * 8 - (sum(widths) - widths[3])
+    if room < min(widths[3], NOW_MIN):
         return _narrow(rows, width, paint, now)
-    widths[2] = min(widths[2], room)
+    widths[3] = min(widths[3], room)
     lines = []
     for row, cell in zip(rows, cells, strict=True):
-        parts = [pad(fit(text, widths[i]), widths[i], right=4 <= i <= 6) for i, text in enumerate(cell)]
+        parts = [pad(fit(text, widths[i]), widths[i], right=5 <= i <= 7) for i, text in enumerate(cell)]
         parts[1] = _tint(row, parts[1], paint)
-        parts[3:] = [paint.dim(part) for part in parts[3:-1]] + [paint.dim(parts[-1].rstrip())]
+        parts[2] = paint.dim(parts[2])
+        parts[4:] = [paint.dim(part) for part in parts[4:-1]] + [paint.dim(parts[-1].rstrip())]
         lines.append([f"{mark(row, paint)} " + "  ".join(parts).rstrip()])
     return lines
 
@@ -202,7 +217,7 @@ def _narrow(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -
         name = fit_middle(one_line(row.workspace), max(8, width - 4 - width_of(words)))
         facts = ""
         room = width - 4 - width_of(words) - width_of(name) - 2
-        for fact in _facts(row):
+        for fact in _facts(row, now):
             if width_of(facts) + width_of(fact) + 2 > room:
                 break
             facts += ("  " if facts else "") + fact
