@@ -354,3 +354,31 @@ def test_the_screen_is_given_back_whatever_happens() -> None:
     assert "22 more lines below" in out.getvalue()
     assert "line 8" not in out.getvalue()
     assert out.getvalue().endswith("\x1b[?25h\x1b[?1049l")
+
+
+def crowd(state: State, count: int, **more: Any) -> list[WorkspaceRow]:
+    return [row(state, name=f"{state}{n}", since=NOW - timedelta(hours=count - n), **more) for n in range(count)]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (120, 24), (40, 6)])
+def test_a_long_status_fits_the_screen_and_counts_the_rest(width: int, height: int) -> None:
+    rows = [*crowd(State.BLOCKED, 30, needs_me=True, question="Which?"), *crowd(State.RUNNING, 9)]
+    rows += crowd(State.QUEUED, 20, waiting_for="slot")
+    many = StatusReport(counts=Counts(blocked=30, running=9, queued=20), workspaces=rows, pools=report().pools)
+    lines = status_lines(many, width, PLAIN, NOW, height, "core-agent status --all")
+    assert len(lines) <= height
+    assert lines[0].startswith("20 queued, 9 running")
+    (more,) = [line for line in lines if line.startswith("+")]
+    shown = sum(line.startswith(("? ", "● ", "· ")) for line in lines)
+    assert more == f"+{59 - shown} more: core-agent status --all"
+    if height >= 12:
+        assert any("blocked0 " in line for line in lines)
+    if height >= 24:
+        assert [line for line in lines if line.isupper()] == ["NEEDS YOU", "RUNNING", "QUEUED"]
+    assert len(status_lines(many, width, PLAIN, NOW)) > 59
+
+
+def test_a_status_that_fits_is_not_touched() -> None:
+    whole = status_lines(report(), 80, PLAIN, NOW)
+    assert status_lines(report(), 80, PLAIN, NOW, len(whole)) == whole
+    assert len(status_lines(report(), 80, PLAIN, NOW, len(whole) - 1)) < len(whole)

@@ -22,8 +22,9 @@ from coreagent.cli.session import ClientGone, session
 from coreagent.cli.terminal import Terminal, terminal
 from coreagent.cli.views import answer as views
 from coreagent.cli.views import listing
-from coreagent.cli.views.live import Screen
+from coreagent.cli.views.live import FOOT, Screen
 from coreagent.cli.views.status import hint_lines, status_lines
+from coreagent.cli.views.text import width_of
 from coreagent.models.report import StatusReport
 
 
@@ -38,11 +39,18 @@ def status(
         _status_watch(workspace, show_all, as_json)
         return
     report: StatusReport = session().call("status", workspace=workspace, all=show_all)
-    answer(report, as_json, lambda t: _status_view(report, t) + hint_lines(report, t.width, paint()))
+    answer(report, as_json, lambda t: _status_view(report, t, show_all))
 
 
-def _status_view(report: StatusReport, here: Terminal) -> list[str]:
-    return status_lines(report, here.width, paint(), now())
+ALL = "core-agent status --all"
+
+
+def _status_view(report: StatusReport, here: Terminal, show_all: bool) -> list[str]:
+    """What fits a person's screen, the next prompt included; everything for a pipe, and for who asks for all."""
+    hints = hint_lines(report, here.width, paint())
+    taken = sum(1 + width_of(hint) // (here.width + 1) for hint in hints)  # a command is never cut: it wraps
+    room = max(1, here.height - 1 - taken) if here.out.isatty() and not show_all else 0
+    return status_lines(report, here.width, paint(), now(), room, ALL) + hints
 
 
 def _status_watch(workspace: str, show_all: bool, as_json: bool) -> None:
@@ -54,7 +62,9 @@ def _status_watch(workspace: str, show_all: bool, as_json: bool) -> None:
         with Screen(here) as screen:
             for _ in changes(workspace, 1.0):
                 report = session().call("status", workspace=workspace, all=show_all)
-                screen.draw(_status_view(report, here), f"{now().astimezone():%H:%M:%S}   Ctrl-C leaves")
+                room = here.height - FOOT
+                view = status_lines(report, here.width, paint(), now(), room, "" if show_all else ALL)
+                screen.draw(view, f"{now().astimezone():%H:%M:%S}   Ctrl-C leaves")
     except ClientGone:
         raise
     except KeyboardInterrupt:
@@ -69,7 +79,7 @@ def _status_lines(workspace: str, show_all: bool, as_json: bool) -> None:
         seen = [(row.dispatch_id, row.state, row.last_tool, row.tokens, row.fate) for row in report.workspaces]
         if (seen, report.counts) == last:
             continue
-        say([to_json(report, line=True)] if as_json else [*_status_view(report, terminal()), ""])
+        say([to_json(report, line=True)] if as_json else [*status_lines(report, terminal().width, paint(), now()), ""])
         terminal().out.flush()
         last = (seen, report.counts)
 

@@ -14,6 +14,8 @@ from coreagent.plural import plural
 
 _CLEAR_LINE = "\x1b[K"
 _CLEAR_BELOW = "\x1b[J"
+FOOT = 2
+"""Lines of a screen that its footer takes."""
 
 
 class Live:
@@ -62,7 +64,7 @@ class Screen:
     def draw(self, lines: list[str], footer: str) -> None:
         """Show the lines from the top; what does not fit is counted in the footer."""
         width, height = self._terminal.width, max(4, self._terminal.height)
-        room = height - 2
+        room = height - FOOT
         hidden = len(lines) - room
         shown = lines[:room] + [""] * max(0, -hidden)
         if hidden > 0:

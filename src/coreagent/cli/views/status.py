@@ -161,23 +161,54 @@ def headline(report: StatusReport, width: int, paint: Paint) -> list[str]:
     return wrap(", ".join(f"{value} {name}" for name, value in counts.items()), width)
 
 
-def status_lines(report: StatusReport, width: int, paint: Paint, now: datetime) -> list[str]:
-    """The whole screen of `status`, line by line, none wider than `width`."""
-    lines = [paint.yellow(fit(f"! {one_line(warning)}", width)) for warning in report.warnings]
-    lines += headline(report, width, paint)
-    told = sections(report)
+def status_lines(
+    report: StatusReport, width: int, paint: Paint, now: datetime, room: int = 0, all_of_it: str = ""
+) -> list[str]:
+    """The whole screen of `status`, line by line, none wider than `width`.
+
+    With `room`, at most so many lines where that can be: the counts and the oldest that need a person stay, what does
+    not fit is counted, and `all_of_it` is the command that shows it.
+    """
+    top = [paint.yellow(fit(f"! {one_line(warning)}", width)) for warning in report.warnings]
+    top += headline(report, width, paint)
+    told = [(title, rows) for title, rows in sections(report) if rows]
     shown = [row for _, rows in told for row in rows]
     # One set of columns for all sections: the eye runs down them.
     body = _wide(shown, width, paint, now) if width >= WIDE else _narrow(shown, width, paint, now)
-    for title, rows in told:
-        if rows:
-            lines += ["", paint.bold(title.upper())]
-            for _ in rows:
-                lines += body.pop(0)
-    pools = [line for pool in report.pools if (line := pool_line(pool, now))]
-    if pools:
-        lines += ["", *(paint.dim(fit(line, width)) for line in pools)]
-    return lines
+    pools = [paint.dim(fit(line, width)) for pool in report.pools if (line := pool_line(pool, now))]
+    pools = ["", *pools] if pools else []
+    blocks = [[["", paint.bold(title.upper())], *(body.pop(0) for _ in rows)] for title, rows in told]
+    whole = [line for block in blocks for lines in block for line in lines]
+    if not room or len(top) + len(whole) + len(pools) <= room:
+        return top + whole + pools
+    kept, hidden = _that_fit(blocks, room - len(top) - 1)
+    more = f"+{hidden:,} more" + (f": {all_of_it}" if all_of_it else "")
+    lines = [*top, *kept, *([paint.dim(fit(more, width))] if hidden else [])]
+    return lines + (pools if len(lines) + len(pools) <= room else [])
+
+
+def _that_fit(blocks: list[list[list[str]]], room: int) -> tuple[list[str], int]:
+    """The lines of the sections that fit, and how many rows do not.
+
+    One row of each section comes first, so that none goes unseen; then the rows from the top.
+    """
+    taken = [0 for _ in blocks]
+    for one_each in (True, False):
+        for at, (head, *rows) in enumerate(blocks):
+            while taken[at] < (1 if one_each else len(rows)):
+                needed = len(rows[taken[at]]) + (0 if taken[at] else len(head))
+                if needed > room:
+                    break
+                room -= needed
+                taken[at] += 1
+    lines = [
+        line
+        for block, count in zip(blocks, taken, strict=True)
+        if count
+        for part in block[: count + 1]
+        for line in part
+    ]
+    return lines, sum(len(block) - 1 - count for block, count in zip(blocks, taken, strict=True))
 
 
 def _wide(rows: list[WorkspaceRow], width: int, paint: Paint, now: datetime) -> list[list[str]]:
