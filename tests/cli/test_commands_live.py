@@ -26,13 +26,28 @@ def test_the_demo_goes_the_whole_way_twice(home: Home) -> None:
 
 
 def test_the_demo_says_what_it_does_and_leaves_the_choice(home: Home) -> None:
-    done = home.run("demo", "--clean")
+    done = home.run("demo")
     assert "built-in scripted runner, because no agent CLI" in done.out
     assert "FAILED (failures=2)" in done.out
     assert "+    cents = sum(quantity * price" in done.out
     assert "take it:  core-agent accept local/demo/fix-basket" in done.out
     assert "\x1b" not in done.out
-    assert list(home.tmp.iterdir()) == []
+    assert [row["name"] for row in home.json("repo", "list")] == ["demo"]
+
+
+def test_a_clean_demo_leaves_nothing_behind(home: Home) -> None:
+    for more, what in ((["--yes"], "accepted"), ([], "not taken")):
+        done = home.run("demo", "--clean", *more)
+        assert what in done.out
+        assert "removed " in done.out
+        assert list(home.tmp.iterdir()) == []
+        assert home.json("repo", "list") == []
+        assert home.json("status", "--all")["workspaces"] == []
+        # What was not taken is kept all the same.
+        assert len(home.json("rescue", "list")) == (0 if more else 1)
+        assert (home.core / "repos" / "local" / "demo.git").exists() is not bool(more)
+    assert [row["fate"] for row in home.json("history")] == ["rejected", "accepted"]
+    assert home.json("demo", "--clean", "--yes")["forgotten"] is True
 
 
 def test_a_days_verbs(home: Home) -> None:

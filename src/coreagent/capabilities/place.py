@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
+from typing import Literal
 
+from coreagent import paths
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
@@ -13,9 +16,11 @@ from coreagent.dispatch import bring, cleanup, intake, names, rows, trust
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import inspect
+from coreagent.git.rescue import rescue_list
 from coreagent.models.dispatch import Repo
-from coreagent.models.report import CleanReply, RepoRow, TrustReply, WorkspaceRow, WorkspaceShow
-from coreagent.store.change import SaveRepo
+from coreagent.models.report import CleanReply, RepoRemoved, RepoRow, TrustReply, WorkspaceRow, WorkspaceShow
+from coreagent.plural import plural
+from coreagent.store.change import DropRepo, SaveRepo
 
 PROMPT_MAX = 1 << 20
 
@@ -98,6 +103,37 @@ async def repo_list(core: Core) -> list[RepoRow]:
         row.trust_stale = offer is not None and offer.hash != repo.trusted_hash
         found.append(row)
     return found
+
+
+@capability("repo.remove", cli="repo remove", destructive=True)
+async def repo_remove(core: Core, caller: Caller, repo: str) -> RepoRemoved:
+    """Forget a repository that has no workspaces. Its files, the history and rescued work stay as they are."""
+    engine = core.engine
+    found = intake.registered(engine, caller, repo)
+    key = (found.org, found.name)
+    cache = Path(paths.repo_cache(core.home, *key))
+    rescued = len(await core.store.rescues_of(*key))
+    kept = await asyncio.to_thread(lambda: len(rescue_list(cache)))
+    # From here to the first await nobody else runs: no workspace can come in between.
+    if names_of := sorted(intake.open_names(engine, found)):
+        raise CoreAgentError(
+            "workspace_busy",
+            f"{found.org}/{found.name} has {plural(len(names_of), 'workspace')}: {', '.join(names_of[:5])}",
+            hint="accept or reject what is in them first; core-agent status --all",
+            data={"workspaces": names_of},
+        )
+    engine.repos.pop(key, None)
+    going = None if rescued or kept else cleanup.set_aside(cache)
+    try:
+        await core.store.commit(DropRepo(*key))
+    except BaseException:
+        engine.repos.setdefault(key, found)
+        raise
+    finally:
+        if going is not None:
+            await asyncio.to_thread(shutil.rmtree, going, ignore_errors=True)
+    state: Literal["none", "removed", "kept"] = "removed" if going else "kept" if cache.exists() else "none"
+    return RepoRemoved(repo=repo_row(found), cache=state, rescued=max(rescued, kept))
 
 
 @capability("repo.trust", cli="repo trust")

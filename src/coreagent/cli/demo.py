@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +26,11 @@ from coreagent.cli.commands.option import Json, Yes, ask, paint, say, to_json
 from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer as views
+from coreagent.cli.views import listing
 from coreagent.cli.views.text import fit, one_line, safe_lines, wrap
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import State
-from coreagent.models.report import AcceptReply, DiffReply, DispatchReply
+from coreagent.models.report import AcceptReply, DiffReply, DispatchReply, RepoRemoved
 
 TASK = "The test in test_basket.py fails. Find the bug in basket.py, fix it, and run the test again."
 
@@ -86,7 +88,7 @@ def demo(
     """
     session().own_process()
     _no_agent_asks()
-    raise typer.Exit(_Demo(agent, as_json, yes).run(directory, keep))
+    raise typer.Exit(_Demo(agent, as_json, yes, keep).run(directory))
 
 
 def _no_agent_asks() -> None:
@@ -107,24 +109,26 @@ def _no_agent_asks() -> None:
 class _Demo:
     """One showing: what was made, and what the closing document will say."""
 
-    def __init__(self, agent: str, as_json: bool, yes: bool) -> None:
+    def __init__(self, agent: str, as_json: bool, yes: bool, keep: bool) -> None:
         self.agent = agent or "scripted"
         self.asked = bool(agent)
         self.as_json = as_json
         self.yes = yes
+        self.keep = keep
         self.told: dict[str, Any] = {"agent": self.agent, "accepted": False}
         self.env = _tool_environment(terminal().env)
         self.python = _python(terminal().env)
 
-    def run(self, directory: str, keep: bool) -> int:
+    def run(self, directory: str) -> int:
         parent, repo = _place(directory)
         try:
             code = self._show(repo)
         except CoreAgentError:
-            keep = keep and "workspace" in self.told  # refused at the door: there is nothing to look at
+            self.keep = self.keep and "workspace" in self.told  # refused at the door: there is nothing to look at
             raise
         finally:
-            if parent is not None and not keep:
+            if parent is not None and not self.keep:
+                self._forget()
                 shutil.rmtree(parent, ignore_errors=True)
                 self._say([paint().dim(f"removed {parent}")])
         if self.as_json:
@@ -213,10 +217,29 @@ class _Demo:
                 _unpack(archive, place)
             return self._test(Path(place))
 
+    def _forget(self) -> None:
+        """Let go of the task, and of the repository that is about to be removed; what cannot be is told."""
+        workspace = str(self.told.get("workspace", ""))
+        if not workspace:
+            return
+        for verb in () if self.told["accepted"] else ("cancel", "reject"):
+            with suppress(CoreAgentError):  # an agent that is done cannot be cancelled
+                session().call(verb, workspace=workspace)
+        try:
+            removed: RepoRemoved = session().call("repo.remove", repo=workspace.rpartition("/")[0])
+        except CoreAgentError as error:
+            self._say([paint().yellow(f"! {error.message}"), *([f"  {error.hint}"] if error.hint else [])])
+            return
+        self.told["forgotten"] = True
+        self._say(listing.removed_lines(removed, terminal().width, paint())[2:])
+
     def _accept(self, repo: Path, reply: DispatchReply) -> None:
         self._step(5, "yours to take")
         command = f"core-agent accept {one_line(reply.workspace)}"
         wanted = self.yes or (not self.as_json and terminal().interactive and ask(f"  Accept it ({command})?"))
+        if not wanted and not self.keep:
+            self._say(["  not taken: --clean removes it; without it, it is yours to take or to leave"])
+            return
         if not wanted:
             self._say([f"  take it:  {command}", f"  leave it: core-agent reject {one_line(reply.workspace)}"])
             return

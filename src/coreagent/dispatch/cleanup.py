@@ -134,10 +134,26 @@ def remove_tree(root: Path) -> None:
     shutil.rmtree(going, onerror=make_writable)
 
 
+def set_aside(cache: Path) -> Path | None:
+    """Take a repository's cache out of its place in one step; where it is now, None when there was none.
+
+    Whoever needs it from now on makes a new one; what was set aside can be removed at leisure.
+    """
+    going = cache.with_name(f".going-{cache.name}-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        os.replace(cache, going)
+    except FileNotFoundError:
+        return None
+    Path(f"{cache}.lock").unlink(missing_ok=True)
+    return going
+
+
 async def clean_expired(engine: Engine) -> list[str]:
     """Let every workspace go that may go. Returns their names."""
     gone = []
     now = engine.core.now()
+    for left in Path(engine.core.home, "repos").glob("*/.going-*"):  # by a daemon that died in between
+        await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
     for known in list(engine.board.values()):
         if why_kept(engine, known, now):
             continue

@@ -188,6 +188,28 @@ def find_repository(engine: Engine, caller: Caller, repo: str, org: str) -> str:
     )
 
 
+def registered(engine: Engine, caller: Caller, repo: str) -> Repo:
+    """The registered repository of that `org/name`, name or path; the directory itself may be gone.
+
+    Raises: repo_not_found, ambiguous_workspace.
+    """
+    path = os.path.realpath(os.path.join(caller.cwd or "/", os.path.expanduser(repo)))
+    for known in engine.repos.values():
+        if repo == f"{known.org}/{known.name}":
+            return known
+    at_path = [r for r in engine.repos.values() if os.path.realpath(r.path) == path]
+    found = at_path or [r for r in engine.repos.values() if r.name == repo]
+    if len(found) == 1:
+        return found[0]
+    named = ", ".join(f"{r.org}/{r.name}" for r in found)
+    if found:
+        raise CoreAgentError(
+            "ambiguous_workspace", f"{repo!r} names {plural(len(found), 'repository', 'repositories')}",
+            hint=f"say which: {named}",
+        )  # fmt: skip
+    raise CoreAgentError("repo_not_found", f"no repository {repo!r} is registered", hint="core-agent repo list")
+
+
 def pull_request(base: Base, number: int) -> Base:
     """The base for pull request `number`, from the ref under which the user's repository holds it.
 

@@ -261,6 +261,16 @@ class RepoRow(BaseModel):
     bypass_consent: bool = False
 
 
+class RepoRemoved(BaseModel):
+    """Answer of `repo remove`."""
+
+    repo: RepoRow
+    cache: Literal["none", "removed", "kept"] = "none"
+    """What became of the daemon's own copy of its commits; `kept` when rescued work is in it."""
+    rescued: int = 0
+    """How much rescued work of it there is; `rescue apply` goes on to bring it back."""
+
+
 class TrustReply(BaseModel):
     repo: RepoRow
     hash: str

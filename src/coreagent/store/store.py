@@ -197,6 +197,10 @@ class Store:
         sql = reading.select("attempts", "WHERE dispatch_id = ? ORDER BY n")
         return await self._models("attempts", Attempt, sql, [dispatch_id])
 
+    async def rescues_of(self, org: str, repo: str) -> list[RescueRow]:
+        """Rescued work of every workspace of a repository, oldest first."""
+        return [row for row in await self.rescues() if row.workspace.startswith(f"{org}/{repo}/")]
+
     async def rescues(self, workspace: str = "") -> list[RescueRow]:
         """Rescued work, oldest first; of one workspace (`org/repo/name`) or of all."""
         sql = reading.select("rescues", "WHERE ? IN ('', workspace) ORDER BY t.at, n")

@@ -146,6 +146,17 @@ def repo_list(as_json: Json = False) -> None:
     answer(rows, as_json, lambda t: listing.repo_lines(rows, t.width, paint()))
 
 
+@repo.command("remove")
+def repo_remove(
+    name: Annotated[str, typer.Argument(metavar="REPO", help="org/name, name or path.", autocompletion=suggest.repos)],
+    as_json: Json = False,
+) -> None:
+    """Forget a repository. Refused while it has workspaces; its files, the history and rescued work stay."""
+    chosen = terminal().path(name) if name.startswith((".", "/", "~")) else name
+    reply = session().call("repo.remove", repo=chosen)
+    answer(reply, as_json, lambda t: listing.removed_lines(reply, t.width, paint()))
+
+
 @repo.command("trust")
 def repo_trust(
     name: Annotated[str, typer.Argument(metavar="REPO", help="org/name or path. [default: here]")] = "",

@@ -36,6 +36,11 @@ def workspaces(incomplete: str) -> list[tuple[str, str]]:
     return _begins(short, incomplete) or _begins(whole, incomplete)
 
 
+def repos(incomplete: str) -> list[tuple[str, str]]:
+    rows = _asked("repo.list") or []
+    return _begins(((f"{row.org}/{row.name}", one_line(row.path)) for row in rows), incomplete)
+
+
 def agents(incomplete: str) -> list[tuple[str, str]]:
     rows = _asked("agents")
     known = [(row.name, row.runner) for row in rows] if rows else [(name, "") for name in runners.FAMILY]

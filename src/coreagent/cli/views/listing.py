@@ -23,6 +23,7 @@ from coreagent.models.report import (
     AgentRow,
     HistoryRow,
     QueueReport,
+    RepoRemoved,
     RepoRow,
     RescueRow,
     TemplateRow,
@@ -30,6 +31,7 @@ from coreagent.models.report import (
     TrustReply,
     WorkspaceRow,
 )
+from coreagent.plural import plural
 
 
 def history_lines(rows: Sequence[HistoryRow], width: int, paint: Paint, now: datetime) -> list[str]:
@@ -98,6 +100,16 @@ def repo_lines(rows: Sequence[RepoRow], width: int, paint: Paint) -> list[str]:
             [name, trust, "yes" if row.bypass_consent else "no", one_line(row.default_branch), one_line(row.path)]
         )
     return table(["REPOSITORY", "TRUSTED", "BYPASS", "BRANCH", "PATH"], cells, width, paint, flex=-1)
+
+
+def removed_lines(reply: RepoRemoved, width: int, paint: Paint) -> list[str]:
+    """What is forgotten, and what stays and why."""
+    lines = [f"{paint.bold(f'{one_line(reply.repo.org)}/{one_line(reply.repo.name)}')} is forgotten"]
+    lines += wrap(f"its files stay: {one_line(reply.repo.path)}", width, "  ")
+    if reply.cache == "kept":
+        held = plural(reply.rescued, "rescued state", "rescued states")
+        lines += wrap(f"its cache stays too, with {held}: core-agent rescue list", width, "  ")
+    return lines
 
 
 def trust_lines(reply: TrustReply, width: int, paint: Paint) -> list[str]:
