@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
 from tests.support.git_room import Room, fingerprint, make_room, sh, write
 
+from coreagent.git import stuck
 from coreagent.git.diff import diff, numstat
 from coreagent.git.harvest import harvest
 from coreagent.git.landing import land
@@ -278,3 +282,40 @@ def test_the_live_diff_writes_nothing(room: Room) -> None:
     assert ("+a = 5" in text, truncated, files, plus, minus) == (True, False, 1, 1, 1)
     assert (fingerprint(room.cache), fingerprint(room.repo)) == (cache, repo)
     assert live_diff(room.cache, room.repo, room.base.sha, room.index, limit=20)[1]
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".gitattributes", "src/.gitignore", "deep/er/.gitattributes"])
+@pytest.mark.parametrize("kind", ["pipe", "pipe in a locked directory", "socket", "link to a pipe"])
+def test_a_pipe_where_git_looks_for_a_file(
+    room: Room, name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stuck, "PATIENCE_S", 0.15)
+    room.prepare()
+    place = room.repo / name
+    write(room.repo, f"{Path(name).parent}/work.txt", "work\n")
+    place.unlink(missing_ok=True)
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(place.parent):
+            listener.bind(place.name)
+    elif kind == "link to a pipe":
+        os.mkfifo(tmp_path / "outside")
+        place.symlink_to(tmp_path / "outside")
+    else:
+        os.mkfifo(place)
+        if kind.endswith("directory") and place.parent != room.repo:
+            place.parent.chmod(0)
+    text, *_ = live_diff(room.cache, room.repo, room.made.start, room.index)
+    assert "work.txt" in text
+    begun = time.monotonic()
+    taken = room.snap()
+    assert time.monotonic() - begun < 20
+    assert any(path.endswith("work.txt") for path in room.names(taken.sha))
+    if kind == "link to a pipe":
+        assert (tmp_path / "outside").is_fifo(), "a link was followed"
+
+
+def test_a_slow_git_that_waits_for_nothing_is_left_in_peace(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stuck, "PATIENCE_S", 0.0)
+    room.prepare()
+    write(room.repo, "more")
+    assert "more" in room.names(room.snap().sha)

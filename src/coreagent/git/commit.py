@@ -12,6 +12,7 @@ from pathlib import Path
 from coreagent.errors import CoreAgentError
 from coreagent.git.author import Author, identity
 from coreagent.git.run import environment, git
+from coreagent.git.stuck import git_over
 
 # Git's largest answer worth asking per path: past this many single failures the tree is not worth saving piecemeal.
 _MOST_FAILURES = 500
@@ -40,9 +41,9 @@ def _update(
     work_tree: Path, env: dict[str, str], how: list[str], paths: Sequence[str], refused: list[tuple[str, str]]
 ) -> None:
     """Update the index in one process; when git gives up on a path, halve until that path is found."""
-    done = git(
+    done = git_over(
         "update-index", *how, "-z", "--stdin",
-        cwd=work_tree, env=env,
+        work_tree=work_tree, env=env,
         stdin=b"".join(os.fsencode(path) + b"\0" for path in paths), ok=None,
     )  # fmt: skip
     if done.code == 0:

@@ -15,7 +15,8 @@ from pathlib import Path
 from coreagent.git import tree
 from coreagent.git.check import Limits, Problem
 from coreagent.git.record import Record
-from coreagent.git.run import environment, failure, git
+from coreagent.git.run import environment, failure
+from coreagent.git.stuck import git_over
 from coreagent.plural import plural
 
 _UNLISTED = re.compile(r"could not open directory '(.*?)/?'")
@@ -68,7 +69,7 @@ def listed(cache: Path, repo_dir: Path, index: Path, found: Scan) -> dict[str, s
     env = environment(git_dir=cache, work_tree=repo_dir, index=index)
     args = ("ls-files", "-z", "-t", "--modified", "--deleted", "--others", "--exclude-standard")
     for last in range(_ROUNDS):
-        done = git(*args, cwd=repo_dir, env=env, ok=None)
+        done = git_over(*args, work_tree=repo_dir, env=env, ok=None)
         if done.code != 0:
             raise failure(args, done)
         locked = [os.fsdecode(name) for name in _UNLISTED.findall(os.fsdecode(done.err))]

@@ -22,6 +22,7 @@ from coreagent.git.inspect import Base
 from coreagent.git.record import Module, Record, load, save
 from coreagent.git.run import disk, environment, git
 from coreagent.git.scan import Scan, listed
+from coreagent.git.stuck import unblock
 
 # An agent's git compares every new file with every line of `info/exclude`; past this, whole directories are named.
 _MOST_LINES = 1_000
@@ -73,7 +74,7 @@ def _settle(cache: Path, base: Base, repo_dir: Path, branch: str, index: Path, a
     record = load(index)
     _require_checkout(repo_dir, record)
     _new_git(cache, base, repo_dir, branch, record.start, author, aside)
-    _unblock(repo_dir)
+    unblock(repo_dir)
     modules = {module.path for module in record.modules}
     restored = sorted(_restore(cache, repo_dir, index, modules))
     found = Scan()
@@ -121,15 +122,6 @@ def _new_git(cache: Path, base: Base, repo_dir: Path, branch: str, start: str, a
     if inner.is_dir() and not inner.is_symlink():
         # Submodules that the hook fetched point here; without it no git command works in the checkout any more.
         inner.rename(git_dir / "modules")
-
-
-def _unblock(repo_dir: Path) -> None:
-    """Remove pipes and the like under names that git opens by itself: it would wait for a writer for ever."""
-    for directory, _, names in os.walk(repo_dir):
-        for name in {".gitignore", ".gitattributes", ".gitmodules"}.intersection(names):
-            path = Path(directory, name)
-            if not path.is_symlink() and not path.is_file():
-                path.unlink()
 
 
 def _restore(cache: Path, repo_dir: Path, index: Path, modules: set[str]) -> set[str]:

@@ -131,7 +131,8 @@ def live_diff(
 ) -> tuple[str, bool, int, int, int]:
     """The difference of a running agent's work tree: text, truncated, files, insertions, deletions.
 
-    Nothing is written but to a scratch directory that is gone afterwards.
+    Nothing is written but to a scratch directory that is gone afterwards; of the tree only pipes are removed on which
+    git would wait for ever.
 
     Raises: workspace_gone (nothing there to compare), git_failed, git_timeout, no_space.
     """
