@@ -23,6 +23,7 @@ from typing import Any
 
 from coreagent import shim as shim_module
 from coreagent.errors import CoreAgentError
+from coreagent.plainfile import open_plain, read_plain, write_plain
 from coreagent.process import alive, kill_found, open_pidfd, start_time
 from coreagent.procfs import below, marked
 from coreagent.spool import claim, remove
@@ -33,6 +34,9 @@ OutputCallback = Callable[[int, int], None]
 
 # What a Python needs to start at all; the agent's environment comes from spec.json alone.
 _SHIM_ENV = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE")
+
+_SMALL = 1 << 20
+"""More than a shim writes into `started` or `exit`."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,11 @@ class ShimExit:
 def read_started(directory: str | Path) -> Started | None:
     """The claim, or None when nobody made one. An unreadable one counts as made: it may have run."""
     try:
-        raw = Path(directory, "started").read_bytes()
+        raw = read_plain(f"{directory}/started", _SMALL)
     except FileNotFoundError:
         return None
+    except OSError:
+        raw = b""
     body = _parse(raw)
     try:
         return Started(
@@ -102,8 +108,8 @@ def read_started(directory: str | Path) -> Started | None:
 def read_exit(directory: str | Path) -> ShimExit | None:
     """What the shim wrote at the end, or None while there is nothing."""
     try:
-        body = _parse(Path(directory, "exit").read_bytes())
-    except FileNotFoundError:
+        body = _parse(read_plain(f"{directory}/exit", _SMALL))
+    except OSError:
         return None
     if not body:
         return None
@@ -232,9 +238,8 @@ class Shim:
             return True
         if reply.get("error") == "ended" or not alive(self.pid, self.start):
             return False
-        note = Path(self.dir, "cancel")
         with contextlib.suppress(OSError):
-            note.write_text(json.dumps({"why": why, "grace_s": grace_s}))
+            write_plain(f"{self.dir}/cancel", json.dumps({"why": why, "grace_s": grace_s}).encode())
         try:
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
@@ -294,7 +299,7 @@ class Shim:
             with contextlib.suppress(ChildProcessError):
                 self._status = os.waitpid(self.pid, 0)[1]
         while not self._child and alive(self.pid, self.start):
-            with contextlib.suppress(OSError), open(f"{self.dir}/lock", "rb") as lock:
+            with contextlib.suppress(OSError), open_plain(f"{self.dir}/lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH)  # granted when the shim has ended
             time.sleep(0.05)
         with contextlib.suppress(RuntimeError):  # the loop closed meanwhile
@@ -396,7 +401,7 @@ def _locked_by(directory: str) -> tuple[int, int]:
 
 def _locked(directory: str) -> bool:
     try:
-        with open(f"{directory}/lock", "rb") as lock:
+        with open_plain(f"{directory}/lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -417,7 +422,7 @@ def _sizes(directory: str) -> tuple[int, int]:
 
 def _bytes(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_plain(path)
     except OSError:
         return b""
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from coreagent import paths
 from coreagent.errors import CoreAgentError
+from coreagent.plainfile import read_plain
 from coreagent.yamlmarks import BadYaml, Mark, Node, decode, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.
@@ -229,7 +230,7 @@ def load(home: str, env: Mapping[str, str] | None = None) -> Loaded:
     """
     path = paths.settings_file(home)
     try:
-        raw = Path(path).read_bytes()
+        raw = read_plain(path, follow=True)
     except FileNotFoundError:
         return Loaded(Settings(), [], path)
     except OSError as error:

@@ -20,6 +20,7 @@ from coreagent.bus import Bus
 from coreagent.capability import Caller
 from coreagent.config import Settings
 from coreagent.errors import CoreAgentError
+from coreagent.plainfile import read_plain, write_plain
 from coreagent.store.store import Store
 
 if TYPE_CHECKING:
@@ -122,16 +123,14 @@ class Core:
 
     def _use(self, good: Path) -> bool:
         try:
-            self.settings = config.load_text(good.read_text())
+            self.settings = config.load_text(read_plain(good).decode())
         except (OSError, ValueError, CoreAgentError):
             return False
         return True
 
     def _keep(self, good: Path) -> None:
-        part = good.with_suffix(".part")
         try:
-            part.write_bytes(Path(paths.settings_file(self.home)).read_bytes())
-            part.replace(good)
+            write_plain(good, read_plain(paths.settings_file(self.home), follow=True))
         except FileNotFoundError:
             good.unlink(missing_ok=True)  # no settings file: the defaults are what is good
         except OSError as error:

@@ -38,7 +38,7 @@ class Proc:
 
 
 def slurp(path: str, limit: int = 1 << 22) -> bytes:
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # an agent may have put a pipe into its attempt's directory
     try:
         parts = []
         while limit > 0 and (data := os.read(fd, min(limit, 1 << 16))):

@@ -373,7 +373,8 @@ class Shim:
             "problem": self.problem or self.out.problem or self.err.problem,
             "usage": {"cpu_s": round(self.cpu_s, 3), "max_rss_bytes": self.max_rss},
         }
-        fd = os.open(f"{self.dir}/exit.tmp", os.O_WRONLY | os.O_CREAT, 0o600)
+        # The agent may have put a pipe there: then no word is left, which tells as much.
+        fd = os.open(f"{self.dir}/exit.tmp", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
         os.ftruncate(fd, os.write(fd, dumps(body).encode() + b"\n"))  # in place: its blocks were reserved
         os.fsync(fd)
         os.close(fd)

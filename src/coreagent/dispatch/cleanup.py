@@ -23,6 +23,7 @@ from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import RESTING, Attempt, Dispatch, Fate, State
+from coreagent.plainfile import write_plain
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -36,9 +37,7 @@ def write_status(place: Layout, dispatch: Dispatch, attempt: Attempt) -> None:
         "dispatch": dispatch.model_dump(mode="json", exclude={"options"}),
         "attempt": attempt.model_dump(mode="json"),
     }
-    part = place.meta / "status.json.part"
-    part.write_text(json.dumps(body, indent=2))
-    part.replace(place.meta / "status.json")
+    write_plain(place.meta / "status.json", json.dumps(body, indent=2).encode())
 
 
 def keep_until(engine: Engine, dispatch: Dispatch) -> datetime:

@@ -7,9 +7,10 @@ restart runs the task with the environment its person had, and not with the daem
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from coreagent.plainfile import read_plain, write_plain
 
 
 def _file(home: str, dispatch_id: str) -> Path:
@@ -20,20 +21,16 @@ def save(home: str, dispatch_id: str, env: Mapping[str, str]) -> None:
     """Write the environment of a task for its person's eyes only, atomically."""
     path = _file(home, dispatch_id)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(dict(env), file)
-    part.replace(path)
+    write_plain(path, json.dumps(dict(env)).encode())
 
 
 def load(home: str, dispatch_id: str) -> dict[str, str] | None:
     """The saved environment, or None when there is none (the task rested, or its home was restored from a copy)."""
     try:
-        loaded = json.loads(_file(home, dispatch_id).read_text())
+        loaded = json.loads(read_plain(_file(home, dispatch_id)))
     except (OSError, ValueError):
         return None
-    return {str(k): str(v) for k, v in loaded.items()}
+    return {str(k): str(v) for k, v in loaded.items()} if isinstance(loaded, dict) else None
 
 
 def forget_others(home: str, wanted: set[str]) -> None:

@@ -22,6 +22,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.git import setup as git_setup
 from coreagent.git.inspect import Base
 from coreagent.models.dispatch import Attempt, Dispatch
+from coreagent.plainfile import append_plain, open_plain
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -74,7 +75,8 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
 
 def _run(argv: list[str], place: Layout, env: dict[str, str], timeout_s: float, unwanted: Callable[[], bool]) -> str:
     """Run the hook to its end; return what went wrong with it."""
-    with place.setup_log.open("wb") as log:
+    place.setup_log.unlink(missing_ok=True)
+    with append_plain(place.setup_log) as log:
         try:
             child = subprocess.Popen(
                 argv,
@@ -104,10 +106,16 @@ def _failed(message: str, place: Layout, cause: str = "") -> CoreAgentError:
 
 
 def _say(place: Layout, *lines: str) -> None:
-    with place.setup_log.open("a", errors="backslashreplace") as log:
-        log.writelines(f"core-agent: {line}\n" for line in lines)
+    # The hook could have put anything there, and nothing that it did may keep us here.
+    with suppress(OSError), append_plain(place.setup_log) as log:
+        log.writelines(f"core-agent: {line}\n".encode(errors="backslashreplace") for line in lines)
 
 
 def _tail(path: Path) -> str:
-    text = path.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+    try:
+        with open_plain(path) as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 2000))
+            text = log.read(2000).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
     return " | ".join(text.splitlines()[-3:])

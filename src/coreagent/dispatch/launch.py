@@ -15,6 +15,7 @@ from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
 from coreagent.models.dispatch import Attempt, Dispatch
+from coreagent.plainfile import read_plain
 from coreagent.runners.base import Launch, Plan, Runner, allow, lay_out
 
 if TYPE_CHECKING:
@@ -27,19 +28,28 @@ SPEC_VERSION = 1
 async def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
     """Return what this attempt executes, with its directories and credentials in place.
 
-    Raises: runner_missing, runner_too_old, blocked_flag, bad_script, settings_invalid.
+    Raises: runner_missing, runner_too_old, blocked_flag, bad_script, settings_invalid, workspace_gone.
     """
     runner = runners.load(dispatch.runner)
     place = layout(engine.core.home, engine.core.settings, dispatch)
     if attempt.kind == "resume" and attempt.prompt:
         prompt = attempt.prompt
     else:
-        first = await asyncio.to_thread(lambda: place.prompt.read_text(errors="replace"))
+        first = await asyncio.to_thread(_first_prompt, place, dispatch)
         added = "\n\n".join(part for part in (first, attempt.prompt) if part)
         prompt = fresh_prompt(first, attempt.prompt) if attempt.kind == "fresh" else added
     made = runner.plan(make_launch(engine.core, dispatch, attempt, runner, place, prompt))
     await asyncio.to_thread(lay_out, made)
     return made
+
+
+def _first_prompt(place: Layout, dispatch: Dispatch) -> str:
+    try:
+        return read_plain(place.prompt).decode("utf-8", "replace")
+    except OSError as error:
+        raise CoreAgentError(
+            "workspace_gone", f"the prompt of {dispatch.workspace} was removed or replaced", cause=str(error)
+        ) from error
 
 
 def fresh_prompt(first: str, addition: str) -> str:

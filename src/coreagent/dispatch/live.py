@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from coreagent import attempts
 from coreagent.models.agent import AgentEvent, EventKind, Outcome
 from coreagent.models.dispatch import Attempt, Event
+from coreagent.plainfile import open_plain
 from coreagent.runners.base import Parser
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class OutputReader:
     def _read(self, final: bool) -> list[AgentEvent]:
         events: deque[AgentEvent] = deque(maxlen=NEWEST)
         try:
-            with self._path.open("rb") as file:
+            with open_plain(self._path) as file:
                 file.seek(self._offset)
                 while chunk := file.read(CHUNK):
                     self._offset += len(chunk)
@@ -59,8 +60,8 @@ class OutputReader:
                         lines, self._rest = [*lines, self._rest], b""
                     for line in lines:
                         events += self._parser.feed(line)
-        except FileNotFoundError:
-            return list(events)
+        except OSError:
+            return list(events)  # not there, or no file: an agent can replace it
         if final and self._rest:
             events += self._parser.feed(self._rest)
             self._rest = b""
@@ -150,7 +151,7 @@ class LiveAttempt:
 
     def stderr_tail(self) -> bytes:
         try:
-            with (self.directory / "err").open("rb") as file:
+            with open_plain(self.directory / "err") as file:
                 size = os.fstat(file.fileno()).st_size
                 file.seek(max(0, size - STDERR_TAIL))
                 return file.read()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coreagent.models.report import LogEntry
+from coreagent.plainfile import open_plain
 from coreagent.runners.base import Parser
 
 # What a look at the end of a log reads at most, whatever its lines are like.
@@ -53,7 +54,7 @@ def read_page(out: Path, parser: Parser, n: int, place: Place, limit: int, *, wh
     entries: list[LogEntry] = []
     offset, seen = place.offset, place.entries
     try:
-        with out.open("rb") as file:
+        with open_plain(out) as file:
             file.seek(offset)
             for line in file:
                 if whole_lines and not line.endswith(b"\n"):
@@ -64,17 +65,17 @@ def read_page(out: Path, parser: Parser, n: int, place: Place, limit: int, *, wh
                     entries.append(LogEntry(attempt=n, offset=seen, event=event))
                 if len(entries) >= limit or offset - place.offset >= PAGE_BYTES:
                     return Page(entries, Place(offset, seen), offset < os.fstat(file.fileno()).st_size)
-    except FileNotFoundError:
-        pass
+    except OSError:
+        pass  # not there, or no file: an agent can replace it
     return Page(entries, Place(offset, seen), False)
 
 
 def tail_place(out: Path, lines: int) -> tuple[Place, int]:
     """Where the last `lines` lines begin (within TAIL_BYTES), and how many bytes are before that."""
     try:
-        with out.open("rb") as file:
+        with open_plain(out) as file:
             return _tail(file, lines)
-    except FileNotFoundError:
+    except OSError:
         return Place(), 0
 
 
@@ -97,7 +98,7 @@ def _tail(file: BinaryIO, lines: int) -> tuple[Place, int]:
 def stderr_tail(err: Path) -> str:
     """The end of what the agent wrote to standard error."""
     try:
-        with err.open("rb") as file:
+        with open_plain(err) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - STDERR_SHOWN))
             return file.read().decode("utf-8", "replace")

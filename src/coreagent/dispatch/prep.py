@@ -24,6 +24,7 @@ from coreagent.git.inspect import Base, inspect
 from coreagent.git.run import environment as environment_of_git
 from coreagent.git.run import git
 from coreagent.models.dispatch import Attempt, Dispatch
+from coreagent.plainfile import read_plain, write_plain
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -43,7 +44,7 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
         await asyncio.to_thread(check_checkout, core.home, place, dispatch)
         if dispatch.options.with_changes and not dispatch.start_sha and not dispatch.runs:
             # The daemon died between the mark and the row, and no agent was here yet.
-            start = json.loads(await asyncio.to_thread(place.prepared.read_text))["start"]
+            start = json.loads(await asyncio.to_thread(read_plain, place.prepared))["start"]
             return await engine.update(dispatch, start_sha=start)
         return dispatch
     base = engine.bases.pop(dispatch.id, None)
@@ -130,9 +131,8 @@ def _write_files(place: Layout, text: str, context_file: str) -> None:
 
 
 def _mark_prepared(place: Layout, dispatch: Dispatch, made: git_checkout.Checkout) -> None:
-    part = place.prepared.with_suffix(".part")
-    part.write_text(json.dumps({"dispatch": dispatch.id, "start": made.start, "skipped": list(made.skipped)}))
-    part.replace(place.prepared)
+    body = {"dispatch": dispatch.id, "start": made.start, "skipped": list(made.skipped)}
+    write_plain(place.prepared, json.dumps(body).encode())
 
 
 def recent_commits(git_dir: Path, sha: str) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
+from coreagent.plainfile import read_plain
+
 
 @dataclass(frozen=True)
 class Module:
@@ -72,6 +74,6 @@ def load(index_copy: Path) -> Record:
 
     Raises: OSError, ValueError when it is gone or damaged.
     """
-    body = json.loads(record_path(index_copy).read_text())
+    body = json.loads(read_plain(record_path(index_copy)))
     modules = [Module(**module) for module in body.pop("modules", [])]
     return Record(**body, modules=modules)
