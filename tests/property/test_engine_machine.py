@@ -213,7 +213,7 @@ class EngineMachine(RuleBasedStateMachine):
                     assert "rate limit" in headline
                     assert ("its session" in headline) == (d.next_kind == "resume")
                 case State.QUEUED if facts.running.get(d.pool, 0) >= LIMITS.get(d.pool, 99):
-                    assert "slots in use" in headline
+                    assert "in use" in headline
                 case State.QUEUED:
                     assert headline
                 case _:
