@@ -186,7 +186,7 @@ def test_no_shape_raises(name: str, kind: str, fields: dict[str, object]) -> Non
 def test_what_the_shim_dropped_is_said_and_is_not_garbage(name: str) -> None:
     parser = runners.load(name).parser()
     (event,) = parser.feed(b'{"core_agent":"dropped","bytes":12345}\n')
-    assert "12345" in event.text
+    assert "12,345" in event.text
     assert parser.outcome.unparsed == 0
     assert parser.outcome.last_text == ""
 

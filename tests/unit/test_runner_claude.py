@@ -14,7 +14,7 @@ import pytest
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
 from coreagent.runners.base import Launch, NoSettings, Plan, lay_out
-from coreagent.runners.claude import Claude, check_args
+from coreagent.runners.claude import FLAGS, Claude
 from coreagent.runners.claude_stream import RESET_MAX_S, RESET_MIN_S, ClaudeParser, classify
 
 FIXTURE = Path(__file__).with_name("fixtures") / "claude.jsonl"
@@ -456,7 +456,7 @@ def test_only_settings_may_widen(launch: Launch) -> None:
     assert (error.value.slug, "agents.yaml" in error.value.hint) == ("blocked_flag", True)
     assert "Bash(make:*)" in plan(launch, settings=NoSettings(args=widening)).argv
     assert "Bash(make:*)" in plan(launch, args=widening, permissions="bypass").argv
-    check_args(["--effort", "high", "--max-turns", "5", "-d"], widening=False)
+    FLAGS.check(["--effort", "high", "--max-turns", "5", "-d"], widening=False)
 
 
 def test_interactive(launch: Launch) -> None:

@@ -128,6 +128,8 @@ class Found:
     problem: Literal["", "runner_missing", "runner_too_old"] = ""
     message: str = ""
     hint: str = ""
+    others: tuple[str, ...] = ()
+    """Further programs of that name, in the order in which they would be found; none of them is used."""
 
     def require(self) -> Found:
         """Return self, or raise the problem: runner_missing, runner_too_old."""
