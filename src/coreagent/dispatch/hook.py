@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreagent import attempts, paths
-from coreagent.dispatch import environment
+from coreagent import attempts, paths, runners
+from coreagent.dispatch import launch
 from coreagent.dispatch.workspace import AUTHOR, Layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import setup as git_setup
@@ -36,7 +36,7 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
     hook = engine.settings_of(dispatch).settings.hooks.setup
     if not hook.run:
         return ""
-    env = environment.load(engine.core.home, dispatch.id) or dict(engine.core.env)
+    env = launch.environment_of(engine.core, dispatch, runners.load(dispatch.runner))
     marker = attempt.id if attempt else dispatch.id
     env |= {
         "CORE_AGENT_DISPATCH": dispatch.id,

@@ -63,8 +63,6 @@ def fresh_prompt(first: str, addition: str) -> str:
 def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner, place: Layout, prompt: str) -> Launch:
     settings = runner_settings(core, dispatch.runner)
     applied = core.engine.settings_of(dispatch)
-    saved = environment.load(core.home, dispatch.id)
-    env = saved if saved is not None else allow(core.env, runner, settings, core.settings.env.allow)
     private = settings.home == "private"
     return Launch(
         prompt=prompt,
@@ -75,7 +73,7 @@ def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner
         tmp_dir=str(place.tmp),
         model=dispatch.model or settings.model,
         permissions=dispatch.options.permissions or settings.permissions,
-        env=env,
+        env=environment_of(core, dispatch, runner),
         args=dispatch.options.args,
         config_home=str(place.config_home(dispatch.runner)) if private else "",
         settings=settings,
@@ -83,6 +81,14 @@ def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner
         trusted_settings=applied.agent_settings,
         script=dispatch.options.script,
     )
+
+
+def environment_of(core: Core, dispatch: Dispatch, runner: Runner) -> dict[str, str]:
+    """The environment its person had; without one (a home restored from a copy) the same part of the daemon's."""
+    saved = environment.load(core.home, dispatch.id)
+    if saved is not None:
+        return saved
+    return allow(core.env, runner, runner_settings(core, dispatch.runner), core.settings.env.allow)
 
 
 def preview(core: Core, dispatch: Dispatch, prompt: str) -> Plan:
