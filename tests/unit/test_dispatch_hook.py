@@ -40,6 +40,16 @@ def test_without_a_saved_environment_a_hook_gets_what_may_travel_of_the_daemons(
     in_room(tmp_path, body, settings=hook("env"))
 
 
+def test_what_was_undone_is_told_after_the_end_too(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        done, _ = await prepared(room, None)
+        assert "a.txt" not in done.detail
+        report = await room.ask("why", workspace=done.id)
+        assert "the setup hook's changes to tracked files were undone: a.txt" in report.facts
+
+    in_room(tmp_path, body, settings=hook("echo more >> a.txt"))
+
+
 def test_a_saved_environment_that_is_empty_stays_so(tmp_path: Path) -> None:
     async def body(room: Room) -> None:
         _, seen = await prepared(room, {})

@@ -168,6 +168,8 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
                 "changed files of the work tree were left out",
             )
         )
+    if d.setup_note:
+        said.append(d.setup_note)
     for a in await core.store.attempts_of(d.id):
         if a.started_at is None:
             said.append(f"{a.claimed_at:%Y-%m-%d %H:%M:%S} attempt {a.n} claimed; its agent was not executed")

@@ -60,9 +60,9 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     await asyncio.to_thread(_write_files, place, text, runners.load(dispatch.runner).context_file)
     note = await hook.run_setup(engine, dispatch, attempt, place, base)
     await asyncio.to_thread(_mark_prepared, place, dispatch, made)
-    if (made.start, made.left_out, note) == (dispatch.base_sha, dispatch.left_out, ""):
+    if (made.start, made.left_out, note) == (dispatch.base_sha, dispatch.left_out, dispatch.setup_note):
         return engine.board[dispatch.id]  # the row says so already: no need to wait for the disk
-    return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out, detail=note)
+    return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out, setup_note=note)
 
 
 def check_checkout(home: str, place: Layout, dispatch: Dispatch) -> None:

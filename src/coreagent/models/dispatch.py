@@ -210,6 +210,8 @@ class Dispatch(BaseModel):
     """Where the landing branch stood before `accept`, for undo."""
     left_out: int = 0
     """Dirty files of the user's tree that the workspace started without."""
+    setup_note: str = ""
+    """What a person should know of the setup hook's traces: one line, whatever becomes of the dispatch."""
     denied_tools: list[str] = Field(default_factory=list)
     workspace_gone: bool = False
     created_at: datetime
