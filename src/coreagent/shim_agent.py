@@ -5,7 +5,6 @@ Ground floor, standard library only; shim.py comes in. It must not know what hap
 
 from __future__ import annotations
 
-import _ctypes  # `ctypes` itself costs 1.3 ms
 import os
 import sys
 
@@ -22,12 +21,31 @@ PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
 def prctl(option: int, value: int | bytes) -> bool:
-    """Ask the Linux kernel; False elsewhere."""
+    """Ask the Linux kernel; False elsewhere, and where this Python has no way to ask."""
     if not sys.platform.startswith("linux"):
         return False
+    for way in (_prctl_quickly, _prctl_by_ctypes):
+        try:
+            return way(option, value)
+        except (ImportError, AttributeError, TypeError, ValueError, OSError):
+            continue  # what is private to Python may go, or change its shape
+    return False
+
+
+def _prctl_quickly(option: int, value: int | bytes) -> bool:
+    import _ctypes  # `ctypes` itself costs 1.3 ms
+
     program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None: this program, with the C library in it
     address = _ctypes.dlsym(program, "prctl")
     return bool(_ctypes.call_function(address, (option, value, 0, 0, 0)) == 0)
+
+
+def _prctl_by_ctypes(option: int, value: int | bytes) -> bool:
+    import ctypes
+
+    given = value if isinstance(value, bytes) else ctypes.c_ulong(value)
+    nothing = ctypes.c_ulong(0)
+    return bool(ctypes.CDLL(None).prctl(option, given, nothing, nothing, nothing) == 0)
 
 
 def become_agent(
