@@ -13,7 +13,7 @@ from tests.unit.test_claim import NOW
 from coreagent.dispatch import cleanup, launch, recovery
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.logbook import Place, read_page, tail_place
-from coreagent.models.agent import Cost, Usage
+from coreagent.models.agent import Cost, Reason, Usage
 from coreagent.models.dispatch import Attempt, Fate, State
 from coreagent.runners import load
 
@@ -90,6 +90,53 @@ def test_one_workspace_that_cannot_go_does_not_keep_the_daemon_from_starting(
 
     in_room(tmp_path, body)
     assert "could not be let go" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["no attempt", "older attempt", "runner", "runner module"])
+def test_a_row_that_makes_no_sense_fails_alone(tmp_path: Path, wrong: str) -> None:
+    async def body(room: Room) -> None:
+        if wrong == "no attempt":
+            queued = await room.engine.update(await room.prepare("one"), state=State.QUEUED)
+            held = await room.engine.update(queued, state=State.PREPARING, attempt_id=room.core.new_id())
+        else:
+            bad = await claimed(room, started_at=NOW, shim_pid=2**22 - 1, shim_start=1)
+            held = room.engine.board[bad.dispatch_id]
+        made = await room.engine.update(held, state=State.RUNNING, runs=1)
+        (room.checkout(made) / "made.txt").write_text("work")
+        if wrong == "older attempt":
+            made = await room.engine.update(made, attempt_id=room.core.new_id())
+        elif "runner" in wrong:
+            made = await room.engine.update(made, runner="nobody" if wrong == "runner" else "no.such:Runner")
+        good = await room.prepare("two")
+        attempt = Attempt(id=room.core.new_id(), dispatch_id=good.id, n=1, claimed_at=NOW)
+        queued = await room.engine.update(good, state=State.QUEUED)
+        await room.engine.update(queued, attempt=attempt, state=State.PREPARING, attempts=1, attempt_id=attempt.id)
+
+        await restarted(room)
+        assert room.now(good).state is State.QUEUED
+        ended = await room.until(made, State.FAILED)
+        reason = Reason.ERROR if "attempt" in wrong else Reason.CONFIGURATION
+        assert (ended.reason, ended.harvest.status) == (reason, "complete")
+        assert ended.detail
+        assert room.branch(ended), "its work was lost"
+        if "runner" in wrong:
+            assert room.engine.attempts[made.id].ended_at is not None
+
+    in_room(tmp_path, body)
+
+
+def test_what_lies_where_files_are_expected_does_not_keep_the_daemon_from_starting(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        await room.prepare("one")
+        (room.home / "pending" / "x.env" / "y").mkdir(parents=True)
+        (room.home / "attempts" / "x").write_text("")
+        (room.home / "attempts" / "y").mkdir()
+        (room.home / "archive").write_text("in the way")
+        (room.home / "workspace" / "local" / "project" / "old").mkdir()
+        assert set((await restarted(room)).board)
+        assert not (room.home / "pending" / "x.env").exists()
+
+    in_room(tmp_path, body)
 
 
 def test_directories_that_no_row_knows_are_set_aside(tmp_path: Path) -> None:

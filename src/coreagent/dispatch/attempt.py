@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 BACKOFF_MINUTES = (1, 5, 15, 60)
 UNBORN_MOST = 3
 """Claims in a row that may come to no exec because their shim was killed."""
+PASSING = ("no_space", "store_write_failed")
+"""Errors that say nothing about the attempt, and go away."""
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 30.0
 RESET_MIN = timedelta(seconds=1)
@@ -53,7 +55,8 @@ async def guarded(engine: Engine, claimed: Dispatch, work: Coroutine[Any, Any, N
     except Exception as error:
         log.exception("attempt of %s failed", claimed.workspace)
         message = error.message if isinstance(error, CoreAgentError) else f"{type(error).__name__}: {error}"
-        await _give_up(engine, claimed, message[:400])
+        unknown = isinstance(error, CoreAgentError) and error.slug == "unknown_agent"
+        await _give_up(engine, claimed, message[:400], Reason.CONFIGURATION if unknown else Reason.ERROR)
     finally:
         if _own(engine, claimed) is not None:
             del engine.live[claimed.id]
@@ -65,7 +68,7 @@ def _own(engine: Engine, claimed: Dispatch) -> LiveAttempt | None:
     return live if live is not None and live.attempt.id == claimed.attempt_id else None
 
 
-async def _give_up(engine: Engine, claimed: Dispatch, message: str) -> None:
+async def _give_up(engine: Engine, claimed: Dispatch, message: str, reason: Reason) -> None:
     """End an attempt that we cannot follow any more; its agent must be gone before its slot is free."""
     live = _own(engine, claimed)
     if live is not None and live.shim is not None:
@@ -86,14 +89,17 @@ async def _give_up(engine: Engine, claimed: Dispatch, message: str) -> None:
         if brought is not None:
             changes = {"harvest": brought.harvest, "branch_sha": brought.branch_sha}
             changes["stage"] = bring.stage_of(brought.harvest)
-        ended = engine.attempts[claimed.id].model_copy(update={"ended_at": now, "reason": Reason.ERROR})
-        extra = bring.rescue_rows(dispatch, brought, Reason.ERROR, now) if brought is not None else []
+        attempt = engine.attempts.get(claimed.id)
+        ended = attempt
+        if attempt is not None and attempt.id == claimed.attempt_id:
+            ended = attempt.model_copy(update={"ended_at": now, "reason": reason})
+        extra = bring.rescue_rows(dispatch, brought, reason, now) if brought is not None else []
         await engine.update(
             dispatch,
             attempt=ended,
             extra=extra,
             state=State.FAILED,
-            reason=Reason.ERROR,
+            reason=reason,
             detail=message,
             ended_at=now,
             **changes,
@@ -212,7 +218,7 @@ async def surely(engine: Engine, dispatch: Dispatch, step: Callable[[], Coroutin
             engine.troubles.pop(dispatch.id, None)
             return
         except CoreAgentError as error:
-            if error.slug not in ("no_space", "store_write_failed"):
+            if error.slug not in PASSING:
                 raise
             engine.troubles[dispatch.id] = f"the state of {dispatch.workspace} cannot be written yet: {error.message}"
             log.warning("%s (%s)", engine.troubles[dispatch.id], error.cause)

@@ -7,6 +7,7 @@ restart runs the task with the environment its person had, and not with the daem
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +38,10 @@ def forget_others(home: str, wanted: set[str]) -> None:
     """Remove what a daemon left that died between writing an environment and queuing, or settling, its task."""
     for path in Path(home, "pending").glob("*"):
         if path.suffix != ".env" or path.stem not in wanted:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # a directory: nothing of ours
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def forget(home: str, dispatch_id: str) -> None:

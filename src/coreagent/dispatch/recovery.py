@@ -39,11 +39,34 @@ async def reconcile(engine: Engine) -> None:
     await asyncio.to_thread(_set_orphans_aside, engine)
     for dispatch in list(engine.board.values()):
         if dispatch.state in ACTIVE:
-            await _recover(engine, dispatch)
+            try:
+                await _recover(engine, dispatch)
+            except Exception as error:
+                if isinstance(error, CoreAgentError) and error.slug in attempts_of_work.PASSING:
+                    raise
+                # One row that makes no sense is no reason to forget the others.
+                engine.watch_over(dispatch, _end(engine, dispatch, error))
+
+
+async def _end(engine: Engine, dispatch: Dispatch, error: Exception) -> None:
+    """Leave nothing running of an attempt that cannot be followed, then have it fail with that error."""
+    attempt = engine.attempts.get(dispatch.id)
+    if attempt is not None and attempt.id == dispatch.attempt_id:
+        directory = paths.attempt_dir(engine.core.home, attempt.id)
+        shim = attempts.adopt(directory, attempt.shim_pid, attempt.shim_start)
+        if shim is not None:
+            await shim.cancel("shutdown")
+            await shim.wait()
+    if dispatch.attempt_id:
+        await asyncio.to_thread(attempts.sweep, dispatch.attempt_id)
+    raise error
 
 
 async def _recover(engine: Engine, dispatch: Dispatch) -> None:
-    attempt = engine.attempts[dispatch.id]
+    attempt = engine.attempts.get(dispatch.id)
+    if attempt is None or attempt.id != dispatch.attempt_id:
+        raise CoreAgentError("internal", "what is known of its attempt was lost; nobody can tell whether it ran")
+    runner = runners.load(dispatch.runner)
     directory = Path(paths.attempt_dir(engine.core.home, attempt.id))
     if attempt.started_at is None:
         if not directory.is_dir() or await asyncio.to_thread(attempts.void, directory):
@@ -60,7 +83,6 @@ async def _recover(engine: Engine, dispatch: Dispatch) -> None:
     shim = attempts.adopt(directory, attempt.shim_pid, attempt.shim_start) or attempts.Shim(
         str(directory), attempt.shim_pid, attempt.shim_start, child=False
     )
-    runner = runners.load(dispatch.runner)
     parser = runner.parser(*attempts_of_work.session_totals(dispatch, attempt))
     live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
     engine.live[dispatch.id] = live
@@ -83,15 +105,15 @@ def _finish_putting_away(engine: Engine) -> None:
     root = Path(core.home, "attempts")
     for directory in sorted(root.iterdir()) if root.is_dir() else []:
         attempt = by_attempt.get(directory.name)
-        if attempt is None:
-            _set_aside(core.home, directory, "attempts")
-        elif attempt.ended_at is not None:
-            dispatch = engine.board[attempt.dispatch_id]
-            place = layout(core.home, core.settings, dispatch)
-            try:
+        try:
+            if attempt is None:
+                _set_aside(core.home, directory, "attempts")
+            elif attempt.ended_at is not None:
+                dispatch = engine.board[attempt.dispatch_id]
+                place = layout(core.home, core.settings, dispatch)
                 attempts_of_work.put_away(core.home, place, dispatch, attempt, directory)
-            except OSError:
-                log.exception("what attempt %s left could not be put away; it stays", attempt.id)
+        except OSError:
+            log.exception("what attempt %s left could not be put away; it stays", directory.name)
 
 
 async def _finish_letting_go(engine: Engine) -> None:
@@ -99,7 +121,7 @@ async def _finish_letting_go(engine: Engine) -> None:
         if dispatch.fate is not Fate.OPEN and dispatch.state not in ACTIVE:
             try:
                 await cleanup.let_go(engine, dispatch)
-            except (CoreAgentError, OSError):
+            except Exception:
                 log.exception("%s could not be let go; it stays", dispatch.workspace)
 
 
@@ -115,16 +137,19 @@ def _set_orphans_aside(engine: Engine) -> None:
                     continue
                 if name.name.startswith(".going-"):
                     shutil.rmtree(name, ignore_errors=True)
-                else:
+                    continue
+                try:
                     _set_aside(core.home, name, f"{org.name}-{repo.name}")
+                except OSError:
+                    log.exception("nothing refers to %s, and it could not be moved; it stays", name)
 
 
 def _directories(path: Path) -> list[Path]:
     try:
         with os.scandir(path) as entries:
             return [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
+    except OSError:
+        return []  # not there, or nothing that we may look into
 
 
 def _set_aside(home: str, directory: Path, group: str) -> None:
