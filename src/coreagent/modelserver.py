@@ -1,4 +1,4 @@
-"""A model that says what a script says: an HTTP server on loopback that speaks the models' own wire formats.
+"""A model that says what a script says: an HTTP server on loopback that speaks every wire of the family on one port.
 
 `doctor --offline` proves an installation with it, and the tests run the real agent CLIs against it. It decides nothing:
 the step of a script is chosen by what the conversation already holds, so it survives a resume and its own restart. It
@@ -15,68 +15,31 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
-import yaml
-
+from coreagent import wires
 from coreagent.errors import CoreAgentError
-from coreagent.models.agent import Usage
-from coreagent.wires import anthropic
+from coreagent.modelscript import Script, Step, Tool, parse_scripts
+from coreagent.wires.base import Reply, Request, Route, Text, ToolUse, Wire
 
-# Where the CLIs tell the model about their directory.
-_CWD: Final = re.compile(r"(?:[Ww]orking directory|cwd)\s*[:=]\s*(/[^\n<]*)")
+__all__ = ["ModelServer", "Recorded", "Script", "Step", "Tool", "parse_scripts", "working_directory"]
+
+# Where the CLIs tell the model about their directory: claude, opencode; codex; gemini.
+_CWD: Final = (
+    re.compile(r"(?:[Ww]orking directory|cwd)\s*[:=]\s*(/[^\n<]*)"),
+    re.compile(r"<cwd>(/[^<]*)</cwd>"),
+    re.compile(r"(?:working in the directory:\s*|Workspace Directories:\W*\n\s*- )(/[^\n]*)"),
+)
 _IN: Final = re.compile(r"\{in (\d+(?:\.\d+)?)\}")
-_SECRETS: Final = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
+_KEY: Final = re.compile(r"(?<=[?&]key=)[^&]*")
+_SECRETS: Final = frozenset({"authorization", "x-api-key", "x-goog-api-key", "proxy-authorization", "cookie"})
 BODY_LIMIT: Final = 64 * 1024 * 1024
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A tool the model decides to use. `{cwd}` in any text of `input` becomes the client's working directory."""
-
-    name: str
-    input: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One answer of the model, or one way of failing."""
-
-    text: str = ""
-    tools: Sequence[Tool] = ()
-    usage: Usage = field(default_factory=lambda: Usage(input=1000, output=50))
-    stop_reason: str = ""
-    error: int = 0
-    """An HTTP status instead of an answer."""
-    message: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """`{in N}` in a value becomes the Unix time N seconds after the answer."""
-    cut: bool = False
-    """Drop the connection in the middle of the stream."""
-    hang: bool = False
-    """Accept the request and never answer."""
-    delay_s: float = 0.0
-    gate: str = ""
-    """Hold the answer until `release(gate)`."""
-    times: int = 0
-    """With `then`: how many requests get this step before `then` takes its place; 0 is always."""
-    then: Step | None = None
-
-
-@dataclass(frozen=True)
-class Script:
-    """Answers to the conversation in which `key` is the last one that a user message contains; "" matches every one."""
-
-    key: str
-    steps: Sequence[Step]
 
 
 @dataclass(frozen=True)
@@ -90,6 +53,7 @@ class Recorded:
     key: str = ""
     step: int = -1
     """Index of the step that answered; -1 when none did."""
+    wire: str = ""
 
     @property
     def json(self) -> dict[str, Any]:
@@ -157,7 +121,7 @@ class ModelServer:
 
     # ---- what the handler asks ----
 
-    def choose(self, request: anthropic.Request) -> tuple[str, int, Step]:
+    def choose(self, request: Request) -> tuple[str, int, Step]:
         """Pick the script and step for a conversation; a conversation no script knows gets a plain answer."""
         best: tuple[int, int, int, Script] | None = None
         for script in self.scripts:
@@ -173,6 +137,9 @@ class ModelServer:
         if best is None:
             return "", -1, Step(text="No script knows this conversation.")
         index, _, _, script = best
+        if not request.tools and any(_acts(step) for step in script.steps):
+            # A CLI's own question beside the conversation (for a title, say) quotes it, but could not use a tool.
+            return "", -1, Step(text="An answer beside the script.")
         done = sum(turn.tool_results for turn in request.turns[index + 1 :])
         number = min(done, len(script.steps) - 1)
         return script.key, number, self._turn_of(script.key, number, script.steps[number])
@@ -193,7 +160,8 @@ class ModelServer:
                 headers = {n: "***" if n.lower() in _SECRETS else v for n, v in recorded.headers.items()}
                 line = {
                     "method": recorded.method,
-                    "path": recorded.path,
+                    "wire": recorded.wire,
+                    "path": _KEY.sub("***", recorded.path),
                     "headers": headers,
                     "key": recorded.key,
                     "step": recorded.step,
@@ -221,6 +189,7 @@ class _Http(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], model: ModelServer) -> None:
         self.model = model
+        self.wires = [wires.load(name) for name in wires.FAMILY]
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -240,75 +209,83 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note(b"")
-        self._json(200, {"data": [], "has_more": False})
+        wire, route = self._routed()
+        self._json(200, wire.encode_models(()) if route else {"data": [], "has_more": False})
 
     def do_POST(self) -> None:
+        wire, route = self._routed()
         try:
             length = int(self.headers.get("content-length", "0"))
         except ValueError:
             length = -1
         if not 0 <= length <= BODY_LIMIT:
-            self._json(413, anthropic.encode_error(413, "request too large"), close=True)
+            self._json(413, wire.encode_error(413, "request too large"), close=True)
             return
         body = self.rfile.read(length)
-        path = self.path.partition("?")[0]
-        if path == "/v1/messages":
-            self._messages(body)
+        if route == "reply":
+            self._reply(wire, body)
             return
         self._note(body)
-        if path == "/v1/messages/count_tokens":
-            self._json(200, {"input_tokens": 10})
+        if route == "count":
+            self._json(200, wire.encode_count(10))
         else:
-            self._json(404, anthropic.encode_error(404, f"no such endpoint: {path}"))
+            self._json(404, wire.encode_error(404, f"no such endpoint: {self.path.partition('?')[0]}"))
 
-    def _note(self, body: bytes, key: str = "", step: int = -1) -> None:
-        self.server.model.record(Recorded(self.command, self.path, dict(self.headers.items()), body, key, step))
+    def _routed(self) -> tuple[Wire, Route]:
+        path = self.path.partition("?")[0]
+        for wire in self.server.wires:
+            route = wire.route(self.command, path)
+            if route:
+                return wire, route
+        return self.server.wires[0], ""
 
-    def _messages(self, body: bytes) -> None:
+    def _note(self, body: bytes, key: str = "", step: int = -1, wire: str = "") -> None:
+        headers = dict(self.headers.items())
+        self.server.model.record(Recorded(self.command, self.path, headers, body, key, step, wire))
+
+    def _reply(self, wire: Wire, body: bytes) -> None:
         try:
             raw = json.loads(body)
         except ValueError:
             raw = None
         if not isinstance(raw, dict):
-            self._note(body)
-            self._json(400, anthropic.encode_error(400, "the body is not a JSON object"))
+            self._note(body, wire=wire.name)
+            self._json(400, wire.encode_error(400, "the body is not a JSON object"))
             return
-        request = anthropic.decode_request(raw)
+        request = wire.decode_request(self.path, raw)
         key, number, step = self.server.model.choose(request)
-        self._note(body, key, number)
+        self._note(body, key, number, wire.name)
         if not self.server.model.hold(step):
             self.close_connection = True
             return
+        headers = _timed(step)
         if step.error:
-            self._json(
-                step.error,
-                anthropic.encode_error(step.error, step.message or f"scripted error {step.error}"),
-                headers=_timed(step.headers),
-            )
+            error = wire.encode_error(step.error, step.message or f"scripted error {step.error}", step.retry_s)
+            self._json(step.error, error, headers=headers)
             return
         reply = _reply(step, request)
         if request.stream:
-            self._stream(reply, step)
+            self._stream(wire, reply, step, headers)
         elif step.cut:
             self.close_connection = True
         else:
-            self._json(200, anthropic.encode_reply(reply), headers=_timed(step.headers))
+            self._json(200, wire.encode_reply(reply), headers=headers)
 
-    def _stream(self, reply: anthropic.Reply, step: Step) -> None:
+    def _stream(self, wire: Wire, reply: Reply, step: Step, headers: Mapping[str, str]) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         # Chunked, so that a cut stream is seen as cut and not as a short one.
         self.send_header("transfer-encoding", "chunked")
-        for name, value in _timed(step.headers).items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        for event in anthropic.stream_events(reply):
-            if step.cut and event["type"] in ("content_block_stop", "message_delta"):
-                self.close_connection = True
-                return
-            chunk = anthropic.encode_sse(event)
+        stream = wire.stream(reply)
+        for chunk in stream.chunks[: stream.cut] if step.cut else stream.chunks:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
             self.wfile.flush()
+        if step.cut:
+            self.close_connection = True
+            return
         self.wfile.write(b"0\r\n\r\n")
 
     def _json(
@@ -328,28 +305,44 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _timed(headers: Mapping[str, str]) -> dict[str, str]:
+def _timed(step: Step) -> dict[str, str]:
     now = time.time()
+    headers = {"retry-after": f"{step.retry_s:g}"} if step.retry_s else {}
+    headers |= step.headers
     return {name: _IN.sub(lambda m: str(round(now + float(m[1]))), value) for name, value in headers.items()}
 
 
-def _reply(step: Step, request: anthropic.Request) -> anthropic.Reply:
+def _all(steps: Sequence[Step]) -> Iterator[Step]:
+    for step in steps:
+        yield step
+        if step.then is not None:
+            yield from _all([step.then])
+
+
+def _acts(step: Step) -> bool:
+    return any(one.tools for one in _all([step]))
+
+
+def _reply(step: Step, request: Request) -> Reply:
     identity = uuid.uuid4().hex[:20]
     cwd = working_directory(request)
-    blocks: list[anthropic.Text | anthropic.ToolUse] = []
+    blocks: list[Text | ToolUse] = []
     if step.text or not step.tools:
-        blocks.append(anthropic.Text(step.text))
+        blocks.append(Text(step.text))
     for index, tool in enumerate(step.tools):
-        blocks.append(anthropic.ToolUse(f"toolu_{identity}{index}", tool.name, _filled(tool.input, cwd)))
-    return anthropic.Reply(f"msg_{identity}", request.model, tuple(blocks), step.usage, step.stop_reason)
+        custom = _filled(tool.custom, cwd)
+        blocks.append(ToolUse(f"toolu_{identity}{index}", tool.name, _filled(tool.input, cwd), tool.namespace, custom))
+    return Reply(f"msg_{identity}", request.model, tuple(blocks), step.usage, step.stop_reason)
 
 
-def working_directory(request: anthropic.Request) -> str:
+def working_directory(request: Request) -> str:
     """Return the directory the client told the model about, or "."."""
-    for text in (request.system, *(turn.text for turn in request.turns)):
-        match = _CWD.search(text)
-        if match:
-            return match.group(1).strip()
+    texts = (request.system, *(turn.text for turn in request.turns))
+    for text in texts:
+        for pattern in _CWD:
+            match = pattern.search(text)
+            if match:
+                return match.group(1).strip()
     return "."
 
 
@@ -361,48 +354,6 @@ def _filled(value: Any, cwd: str) -> Any:
     if isinstance(value, list | tuple):
         return [_filled(item, cwd) for item in value]
     return value
-
-
-# ---- scripts as files -----------------------------------------------------------------------------------------------
-
-
-def parse_scripts(text: str) -> list[Script]:
-    """Read `scripts: [{key, steps: [...]}]` (YAML or JSON); the steps have the fields of Step.
-
-    Raises: bad_script.
-    """
-    try:
-        raw = yaml.safe_load(text)
-        if not isinstance(raw, dict) or set(raw) != {"scripts"} or not raw["scripts"]:
-            raise ValueError("the file must hold one key, `scripts`, with a list")
-        return [_build(Script, item, {"steps": _steps}) for item in raw["scripts"]]
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise CoreAgentError("bad_script", "the model's script cannot be read", cause=str(error)) from error
-
-
-def _steps(items: Any) -> list[Step]:
-    if not isinstance(items, list) or not items:
-        raise ValueError("`steps` must be a list that is not empty")
-    return [_build_step(item) for item in items]
-
-
-def _build_step(item: Any) -> Step:
-    return _build(
-        Step,
-        item,
-        {
-            "tools": lambda tools: [_build(Tool, tool, {}) for tool in tools],
-            "usage": Usage.model_validate,
-            "then": _build_step,
-            "headers": lambda headers: {str(name): str(value) for name, value in headers.items()},
-        },
-    )
-
-
-def _build(kind: Callable[..., T], item: Any, readers: Mapping[str, Callable[[Any], Any]]) -> T:
-    if not isinstance(item, dict):
-        raise TypeError(f"expected a mapping, found {item!r:.80}")
-    return kind(**{str(key): readers[key](value) if key in readers else value for key, value in item.items()})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

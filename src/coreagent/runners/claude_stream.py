@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
 from coreagent.runners.base import Parser, bounded, join_lines, last_lines, whole
-from coreagent.wires.anthropic import decode_usage, reason_of
+from coreagent.wires.anthropic import decode_usage
+from coreagent.wires.base import reason_of
 
 # Types that say nothing an attempt needs; anything else unknown is counted as unparsed.
 NOISE: Final = frozenset(
