@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import uuid
 from typing import Literal
 
@@ -19,7 +18,7 @@ from coreagent.models.agent import POISONED, Reason
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
 from coreagent.models.report import AttachReply, MoveReply, QueueReport
 from coreagent.plural import plural
-from coreagent.runners.base import Plan, allow, lay_out
+from coreagent.runners.base import Plan, lay_out
 
 STOP_WAIT_S = 60.0
 
@@ -133,8 +132,6 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
 
 def _interactive(core: Core, caller: Caller, found: Dispatch, place: Layout) -> Plan:
     runner = runners.load(found.runner)
-    own = launch.runner_settings(core, found.runner)
-    env = allow(caller.env or core.env, runner, own, core.settings.env.allow)
     goes_on = bool(found.runs and found.session_id and found.reason not in POISONED)
     attempt = Attempt(
         id=core.new_id(),
@@ -144,8 +141,8 @@ def _interactive(core: Core, caller: Caller, found: Dispatch, place: Layout) -> 
         resume_session=found.session_id if goes_on else "",
         claimed_at=core.now(),
     )
-    made = launch.make_launch(core, found, attempt, runner, place, found.task)
-    return runner.interactive(dataclasses.replace(made, env=env))
+    env = launch.allowed_environment(core, caller, found.runner)
+    return runner.interactive(launch.make_launch(core, found, attempt, runner, place, found.task, env))
 
 
 @capability("attach.done")

@@ -46,7 +46,6 @@ from coreagent.models.agent import POISONED, Reason
 from coreagent.models.dispatch import Dispatch, Fate, Options, State
 from coreagent.models.report import DispatchReply
 from coreagent.plural import plural
-from coreagent.runners.base import allow
 
 CONTINUE = "Continue where you left off."
 
@@ -108,7 +107,7 @@ async def dispatch(
     made, base = await intake.resolve(core.engine, caller, request)
     if dry_run:
         try:
-            return await _dry_run(core, made, base)
+            return await _dry_run(core, caller, made, base)
         finally:
             core.engine.forget_settings(made)
     again = None if name else intake.existing_for_issue(core.engine, made)
@@ -229,8 +228,7 @@ async def _go_at_once(core: Core, caller: Caller, found: Dispatch, more: str) ->
 
 async def _keep_environment(core: Core, caller: Caller, found: Dispatch) -> None:
     """Let the next turn have what its person has now: a key may be a new one."""
-    own = launch.runner_settings(core, found.runner)
-    env = allow(caller.env or core.env, runners.load(found.runner), own, core.settings.env.allow)
+    env = launch.allowed_environment(core, caller, found.runner)
     await asyncio.to_thread(environment.save, core.home, found.id, env)
 
 
@@ -274,11 +272,11 @@ def _next_turn(
     return "resume", text or CONTINUE
 
 
-async def _dry_run(core: Core, made: Dispatch, base: Base) -> DispatchReply:
+async def _dry_run(core: Core, caller: Caller, made: Dispatch, base: Base) -> DispatchReply:
     """Render what would run; touches nothing."""
     log = await asyncio.to_thread(prep.recent_commits, base.git_dir, base.sha)
     prompt = await prep.render_prompt(core.engine, made, log)
-    plan = launch.preview(core, made, prompt)
+    plan = launch.preview(core, caller, made, prompt)
     shown = reply(core, made)
     return shown.model_copy(update={"dry_run": True, "prompt": prompt, "argv": plan.argv, "base_sha": base.sha})
 

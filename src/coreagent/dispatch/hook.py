@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreagent import attempts, paths, runners
+from coreagent import attempts, paths
 from coreagent.dispatch import launch
 from coreagent.dispatch.workspace import AUTHOR, Layout
 from coreagent.errors import CoreAgentError
@@ -36,7 +36,7 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
     hook = engine.settings_of(dispatch).settings.hooks.setup
     if not hook.run:
         return ""
-    env = launch.environment_of(engine.core, dispatch, runners.load(dispatch.runner))
+    env = launch.environment_of(engine.core, dispatch)
     marker = attempt.id if attempt else dispatch.id
     env |= {
         "CORE_AGENT_DISPATCH": dispatch.id,

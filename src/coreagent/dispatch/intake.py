@@ -21,7 +21,6 @@ from coreagent.git.inspect import Base, inspect
 from coreagent.git.inspect import resolve as resolve_ref
 from coreagent.models.dispatch import Dispatch, Fate, Options, Repo, State
 from coreagent.plural import plural
-from coreagent.runners.base import allow
 from coreagent.store.change import SaveRepo
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         changed_at=now,
     )
     engine.remember_settings(made, applied)
-    launch.preview(core, made, task)
+    launch.preview(core, caller, made, task)
     return made, base
 
 
@@ -328,9 +327,7 @@ async def _queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base,
     key = (repo.org, repo.name)
     new_repo = key not in engine.repos
     engine.repos.setdefault(key, repo)
-    runner = runners.load(dispatch.runner)
-    settings = launch.runner_settings(core, dispatch.runner)
-    env = allow(caller.env or core.env, runner, settings, core.settings.env.allow)
+    env = launch.allowed_environment(core, caller, dispatch.runner)
     changes: dict[str, Any] = {"state": State.PAUSED, "detail": "not started; `resume` starts it"} if held else {}
     extra = [SaveRepo(repo)] if new_repo else []
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import paths, runners
+from coreagent.capability import Caller
 from coreagent.config import RunnerSettings
 from coreagent.dispatch import environment
 from coreagent.dispatch.workspace import Layout, layout
@@ -60,7 +61,16 @@ def fresh_prompt(first: str, addition: str) -> str:
     return "\n\n".join(parts)
 
 
-def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner, place: Layout, prompt: str) -> Launch:
+def make_launch(
+    core: Core,
+    dispatch: Dispatch,
+    attempt: Attempt,
+    runner: Runner,
+    place: Layout,
+    prompt: str,
+    env: dict[str, str] | None = None,
+) -> Launch:
+    """What a runner is told of one turn; `env` in place of the environment that was saved with the task."""
     settings = runner_settings(core, dispatch.runner)
     applied = core.engine.settings_of(dispatch)
     private = settings.home == "private"
@@ -73,7 +83,7 @@ def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner
         tmp_dir=str(place.tmp),
         model=dispatch.model or settings.model,
         permissions=dispatch.options.permissions or settings.permissions,
-        env=environment_of(core, dispatch, runner),
+        env=environment_of(core, dispatch) if env is None else env,
         args=dispatch.options.args,
         config_home=str(place.config_home(dispatch.runner)) if private else "",
         settings=settings,
@@ -83,23 +93,30 @@ def make_launch(core: Core, dispatch: Dispatch, attempt: Attempt, runner: Runner
     )
 
 
-def environment_of(core: Core, dispatch: Dispatch, runner: Runner) -> dict[str, str]:
+def environment_of(core: Core, dispatch: Dispatch) -> dict[str, str]:
     """The environment its person had; without one (a home restored from a copy) the same part of the daemon's."""
     saved = environment.load(core.home, dispatch.id)
     if saved is not None:
         return saved
-    return allow(core.env, runner, runner_settings(core, dispatch.runner), core.settings.env.allow)
+    return allowed_environment(core, Caller(), dispatch.runner)
 
 
-def preview(core: Core, dispatch: Dispatch, prompt: str) -> Plan:
-    """What the first attempt of a dispatch would execute; touches nothing.
+def allowed_environment(core: Core, caller: Caller, runner: str) -> dict[str, str]:
+    """What of the caller's environment may travel to this runner's agent; who has none of its own has the daemon's."""
+    own = runner_settings(core, runner)
+    return allow(caller.env or core.env, runners.load(runner), own, core.settings.env.allow)
+
+
+def preview(core: Core, caller: Caller, dispatch: Dispatch, prompt: str) -> Plan:
+    """What the first attempt of a dispatch would execute, asked for by this caller; touches nothing.
 
     Raises: runner_missing, blocked_flag, bad_script, settings_invalid.
     """
     runner = runners.load(dispatch.runner)
     attempt = Attempt(id="preview", dispatch_id=dispatch.id, n=1, session_id="preview", claimed_at=core.now())
     place = layout(core.home, core.settings, dispatch)
-    return runner.plan(make_launch(core, dispatch, attempt, runner, place, prompt))
+    env = allowed_environment(core, caller, dispatch.runner)
+    return runner.plan(make_launch(core, dispatch, attempt, runner, place, prompt, env))
 
 
 def runner_settings(core: Core, name: str) -> RunnerSettings:
