@@ -20,6 +20,7 @@ from coreagent.git import landing as git_landing
 from coreagent.git import rescue as git_rescue
 from coreagent.git.cache import is_ancestor
 from coreagent.git.inspect import inspect
+from coreagent.git.pack import present
 from coreagent.git.snapshot import live_diff
 from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, Stage, State
 from coreagent.models.report import AcceptReply, DiffReply, LogReply, MoveReply, RescueRow
@@ -159,7 +160,12 @@ async def _accept(core: Core, found: Dispatch, strategy: str, onto: str) -> Acce
     if await asyncio.to_thread(_landed, found, target):
         landing = git_landing.Landing(found.previous_sha, found.accepted_sha, "fast-forward", "")
     else:
-        landing = await _land(core, cache, found, target, strategy, message)
+        try:
+            landing = await _land(core, cache, found, target, strategy, message)
+        except CoreAgentError as error:
+            if error.slug != "git_failed" or not await _mended(core, cache, found):
+                raise
+            landing = await _land(core, cache, found, target, strategy, message)
     core.crash_point("landed")
     accepted = await engine.update(
         found,
@@ -181,6 +187,31 @@ async def _accept(core: Core, found: Dispatch, strategy: str, onto: str) -> Acce
         deletions=found.harvest.deletions,
         undo=landing.undo,
     )
+
+
+async def _mended(core: Core, cache: Path, found: Dispatch) -> bool:
+    """Whether the cache had lost what shall land and has it again, from the branch.
+
+    Raises: nothing_to_accept when nobody has it any more.
+    """
+    if await asyncio.to_thread(_has, cache, found.harvest.sha):
+        return False
+    mended = await bring.mend_cache(core.home, found)
+    if mended is None or not await asyncio.to_thread(_has, cache, found.harvest.sha):
+        raise CoreAgentError(
+            "nothing_to_accept",
+            f"nobody has the commits of {found.workspace} any more",
+            cause=f"{cache} was removed or emptied, and {found.branch} is not in {found.repo_path}",
+            hint=f"`core-agent reject {found.name}` keeps what is left of its checkout and says how",
+        )
+    return True
+
+
+def _has(cache: Path, sha: str) -> bool:
+    try:
+        return bool(present(cache, [sha]))
+    except CoreAgentError:
+        return False
 
 
 def _landed(found: Dispatch, target: str) -> bool:
@@ -232,7 +263,9 @@ def _check_acceptable(found: Dispatch) -> None:
             f"the work of {found.workspace} did not pass the harvest check: {found.harvest.reason}",
             cause=found.harvest.detail,
             hint=f"look at it with `core-agent diff {found.name}`; "
-            f"`core-agent rescue apply {found.name}` brings it over as it is",
+            f"`core-agent rescue apply {found.name}` brings it over as it is"
+            if found.harvest.rescue_ref
+            else f"nothing of it could be kept; `core-agent resume {found.name}`, or `core-agent reject {found.name}`",
         )
 
 
@@ -250,14 +283,21 @@ async def _reject(core: Core, found: Dispatch) -> MoveReply:
         raise CoreAgentError(
             "workspace_busy", f"{found.workspace} is {found.state}", hint=f"`core-agent cancel {found.name}` first"
         )
-    rejected = await engine.update(
-        found, fate=Fate.REJECTED, stage=Stage.REJECTED, extra=await bring.keep_tip(engine, found)
-    )
+    rows = await bring.keep_tip(engine, found)
+    rejected = await engine.update(found, fate=Fate.REJECTED, stage=Stage.REJECTED, extra=rows or ())
     core.crash_point("rejected")
     gone = await cleanup.let_go(engine, rejected)
-    rescued = await core.store.rescues(gone.workspace)
-    note = f"its work is kept: core-agent rescue apply {found.workspace}" if rescued else ""
-    return move_reply(gone, note)
+    return move_reply(gone, await _what_is_kept(core, gone))
+
+
+async def _what_is_kept(core: Core, gone: Dispatch) -> str:
+    if place := cleanup.kept_whole(core.home, gone):
+        return f"its commits were lost with the daemon's cache; its files are kept: {place}"
+    cache = Path(paths.repo_cache(core.home, gone.org, gone.repo))
+    for row in await core.store.rescues(gone.workspace):
+        if await asyncio.to_thread(_has, cache, row.sha):
+            return f"its work is kept: core-agent rescue apply {gone.workspace}"
+    return ""
 
 
 @capability("rescue.list", cli="rescue list", read_only=True)

@@ -7,7 +7,7 @@ import time
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import claim, rows
+from coreagent.dispatch import claim, cleanup, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
@@ -192,6 +192,8 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         said.append(f"its tip is kept under {d.harvest.rescue_ref}")
     if d.workspace_gone:
         said.append("its workspace was archived and deleted")
+        if place := cleanup.kept_whole(core.home, d):
+            said.append(f"its commits were lost with the daemon's cache; its files are kept: {place}")
     return said
 
 
@@ -203,7 +205,8 @@ def _next(d: Dispatch) -> list[str]:
         return [f"core-agent workspace clean {name}"]
     if d.state in RESTING and d.harvest.status == "rejected":
         first = f'core-agent resume {name} --answer "..."' if d.state is State.BLOCKED else f"core-agent resume {name}"
-        return [f"core-agent diff {name}", first, f"core-agent rescue apply {name}", f"core-agent reject {name}"]
+        kept = [f"core-agent rescue apply {name}"] if d.harvest.rescue_ref else []
+        return [f"core-agent diff {name}", first, *kept, f"core-agent reject {name}"]
     match d.state:
         case State.BLOCKED:
             return [

@@ -21,6 +21,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.git import drop as git_drop
 from coreagent.git import harvest as git_harvest
 from coreagent.git import rescue as git_rescue
+from coreagent.git import restore as git_restore
 from coreagent.git import snapshot as git_snapshot
 from coreagent.git.check import Limits
 from coreagent.models.agent import Reason
@@ -95,15 +96,59 @@ async def take_snapshot(core: Core, dispatch: Dispatch) -> git_snapshot.Snapshot
     )
 
 
+async def take_snapshot_surely(core: Core, dispatch: Dispatch) -> tuple[git_snapshot.Snapshot, str]:
+    """`take_snapshot`, over a cache that is made again when it was lost; and the commit that the work is compared with.
+
+    Raises: git_failed and others, when nothing can be made of what is left.
+    """
+    try:
+        return await take_snapshot(core, dispatch), dispatch.start_sha or dispatch.base_sha
+    except CoreAgentError as error:
+        if error.slug != "git_failed":
+            raise
+        mended = await mend_cache(core.home, dispatch)
+        if mended is None:
+            raise
+        log.warning("the cache of %s/%s was lost and is made again", dispatch.org, dispatch.repo)
+        return await take_snapshot(core, mended), mended.start_sha or mended.base_sha
+
+
+async def mend_cache(home: str, dispatch: Dispatch) -> Dispatch | None:
+    """Bring back from the user's repository what a cache lost that was removed by hand.
+
+    Returns the dispatch with the start that can be compared with, None when there is none.
+
+    Raises: no_space, git_timeout.
+    """
+    cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
+    tips = (dispatch.branch_sha, dispatch.harvest.sha, dispatch.start_sha)
+    try:
+        there = await asyncio.to_thread(
+            git_restore.restore, cache, Path(dispatch.repo_path), dispatch.base_sha, dispatch.name, tips
+        )
+    except (CoreAgentError, OSError) as error:
+        if isinstance(error, CoreAgentError) and error.slug in ("no_space", "git_timeout"):
+            raise
+        log.warning("the cache of %s cannot be made again: %s", dispatch.workspace, error)
+        return None
+    if dispatch.start_sha in {"", *there}:
+        return dispatch if dispatch.base_sha in there else None
+    if dispatch.base_sha not in there:
+        return None
+    # What the person had not committed was in the cache alone: it counts as the agent's from here on, and our index,
+    # which knows it, is of no use.
+    Path(paths.index_copy(home, dispatch.id)).unlink(missing_ok=True)
+    return dispatch.model_copy(update={"start_sha": ""})
+
+
 async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
     """Snapshot the workspace and bring its tip into the user's repository, or keep it under a rescue ref.
 
     Never raises for what an agent or a person did to either repository: that becomes a rejected harvest.
     """
     core = engine.core
-    start = dispatch.start_sha or dispatch.base_sha
     try:
-        taken = await take_snapshot(core, dispatch)
+        taken, start = await take_snapshot_surely(core, dispatch)
     except CoreAgentError as error:
         if error.slug == "no_space":
             raise  # that will pass; the caller tries again
@@ -133,6 +178,8 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
         harvest = await asyncio.to_thread(_harvest, core.home, dispatch, harvest)
     if harvest.status == "complete":
         return Home(harvest, changed=True, branch_sha=harvest.sha)
+    if harvest.sha == start:
+        return Home(harvest, True, dispatch.branch_sha)  # there is nothing that could be kept
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, harvest.sha)
     harvest = harvest.model_copy(update={"rescue_ref": kept.ref})
@@ -200,13 +247,32 @@ def _row(dispatch: Dispatch, ref: str, sha: str, reason: str, harvest: Harvest, 
     )
 
 
-async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue]:
+async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue] | None:
     """Keep what a workspace that is about to go holds and nobody has: returns the rows to store with the change.
 
     That is its harvested tip unless it was accepted, and whatever was done in it since (by hand, or in `attach`).
+    None: git cannot keep it, not even in a cache made again; then the checkout itself must not be deleted.
 
-    Raises: no_space, git_failed; then the workspace must stay.
+    Raises: no_space, git_timeout; then the workspace must stay.
     """
+    try:
+        return await _keep_tip(engine, dispatch)
+    except CoreAgentError as error:
+        if error.slug not in ("git_failed", "rescue_not_found"):
+            raise
+        log.warning("the tip of %s cannot be kept: %s (%s)", dispatch.workspace, error.message, error.cause)
+    try:
+        mended = await mend_cache(engine.core.home, dispatch)
+        return None if mended is None else await _keep_tip(engine, mended, lost=True)
+    except CoreAgentError as error:
+        if error.slug not in ("git_failed", "rescue_not_found"):
+            raise
+        log.warning("it cannot be kept in a new cache either: %s (%s)", error.message, error.cause)
+        return None
+
+
+async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> list[SaveRescue]:
+    """`lost`: a tip that nobody has any more is passed over; the checkout is all that is left of it."""
     core, harvest = engine.core, dispatch.harvest
     place = layout(core.home, core.settings, dispatch)
     landed = {dispatch.start_sha or dispatch.base_sha}
@@ -219,7 +285,13 @@ async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue]:
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     rows = []
     for sha in sorted(tips.keys() - landed - {""}):
-        kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, sha)
+        try:
+            kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, sha)
+        except CoreAgentError as error:
+            if error.slug != "rescue_not_found" or not lost:
+                raise
+            log.warning("%s of %s is nowhere any more", sha[:10], dispatch.workspace)
+            continue
         counted = harvest.model_copy(update={"files": tips[sha]})
         rows.append(_row(dispatch, kept.ref, sha, "let_go", counted, core.now()))
     return rows

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 log = logging.getLogger(__name__)
+
+WHOLE = "checkout"
+"""Name of a checkout in the archive that git could not make a commit of."""
 
 
 def write_status(place: Layout, dispatch: Dispatch, attempt: Attempt) -> None:
@@ -69,8 +71,10 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
     archive = Path(paths.archive_dir(core.home, dispatch.id))
-    extra: Sequence[Any] = await bring.keep_tip(engine, dispatch)
-    if dispatch.fate is not Fate.OPEN:
+    extra = await bring.keep_tip(engine, dispatch)
+    if extra is None:
+        await asyncio.to_thread(_keep_whole, place, archive)
+    elif dispatch.fate is not Fate.OPEN:
         await asyncio.to_thread(bring.drop_branch, dispatch)
     core.crash_point("before-archive")
     await asyncio.to_thread(archive_meta, place, archive)
@@ -78,7 +82,7 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     await asyncio.to_thread(remove_tree, place.root)
     await asyncio.to_thread(_forget, core.home, dispatch.id)
     core.crash_point("workspace-removed")
-    return await engine.update(dispatch, extra=extra, workspace_gone=True)
+    return await engine.update(dispatch, extra=extra or (), workspace_gone=True)
 
 
 def _forget(home: str, dispatch_id: str) -> None:
@@ -86,6 +90,19 @@ def _forget(home: str, dispatch_id: str) -> None:
     index = Path(paths.index_copy(home, dispatch_id))
     for path in index.parent.glob(index.name + "*"):
         path.unlink(missing_ok=True)
+
+
+def _keep_whole(place: Layout, archive: Path) -> None:
+    """Move a checkout into the archive as it is: no commit of it can be made. The branch that it has stays as well."""
+    if not place.repo.is_symlink() and place.repo.is_dir():
+        archive.mkdir(mode=0o700, parents=True, exist_ok=True)
+        move(place.repo, archive / WHOLE)
+
+
+def kept_whole(home: str, dispatch: Dispatch) -> str:
+    """Where the checkout of a workspace lies that is gone, "" when its work was kept as commits."""
+    place = Path(paths.archive_dir(home, dispatch.id), WHOLE)
+    return str(place) if place.is_dir() else ""
 
 
 def archive_meta(place: Layout, archive: Path) -> None:

@@ -82,7 +82,7 @@ def bases(cache: Path) -> list[str]:
     """Every base commit the cache was made to hold, newest first."""
     try:
         entries = [(entry.stat().st_mtime_ns, entry.name) for entry in os.scandir(cache / BASES)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [name for _, name in sorted(entries, reverse=True) if refs.is_sha(name)]
 

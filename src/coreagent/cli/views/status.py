@@ -118,7 +118,8 @@ def _completed(row: WorkspaceRow, said: str) -> str:
     if row.fate is not Fate.OPEN:
         return said or one_line(row.task)
     if row.stage is Stage.HARVEST_REJECTED:
-        return f"harvest rejected ({one_line(row.harvest_reason) or 'see why'}); the work is kept"
+        kept = "the work is kept" if row.files else "nothing could be kept"
+        return f"harvest rejected ({one_line(row.harvest_reason) or 'see why'}); {kept}"
     if row.denied_tools:
         return f"done, but was refused: {one_line(', '.join(row.denied_tools))}"
     if row.needs_me:
@@ -282,7 +283,7 @@ def hint_lines(report: StatusReport, width: int, paint: Paint) -> list[str]:
         case State.BLOCKED:
             hints = [f'core-agent resume {name} --answer "..."']
         case State.COMPLETED if first.harvest_reason:
-            hints = [f"core-agent why {name}", f"core-agent rescue apply {name}"]
+            hints = [f"core-agent why {name}", *([f"core-agent rescue apply {name}"] if first.files else [])]
         case State.COMPLETED:
             hints = [f"core-agent diff {name}", f"core-agent accept {name}"]
         case State.PAUSED:
