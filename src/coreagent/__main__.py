@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 CANNOT_WRITE = 1
+TRIES = 8
+CALM_S = 10.0
+"""After so long with one daemon, the tries to find the next one begin anew."""
 COMPLETE = "_CORE_AGENT_COMPLETE"
 
 _LEAVE_SCREEN = b"\x1b[?1049l\x1b[?25h"
@@ -42,6 +45,8 @@ class Line:
         self.sock = sock
         self.ttys = ttys
         self.interrupts = 0
+        self.again: list[str] = []
+        """What to say to another daemon when this one goes away; [] when nothing is safe to say twice."""
         self.pumping = False
         self.wanted = False
         self.special_screen = False
@@ -134,6 +139,8 @@ class Line:
                     write(2, payload)
                 elif kind == wire.EXIT:
                     return int(payload)
+                elif kind == wire.RESUME:
+                    self.again = [os.fsdecode(word) for word in payload.split(b"\0")]
                 elif kind == wire.WANT:
                     self.pump()
                     self.wanted = True
@@ -317,21 +324,43 @@ def ask(argv: "list[str]", start: bool = True) -> "int | None":
     home = paths.home()
     if not home:
         return homeless()
-    for _ in range(4):
+    tries = TRIES
+    again: list[str] = []
+    while tries:
+        began = os.times().elapsed
         sock = connect(home, start)
         if sock is None:
             return None
         opening = introduce(argv, home)
         line = Line(sock, opening.ttys)
+        line.again = again
         line.signals()
         try:
             line.send(wire.frame(wire.OPEN, opening.pack()))
             return line.copy()
         except Again:
-            sock.close()
+            pass
+        except ConnectionError:
+            if line.interrupts:
+                return INTERRUPTED
+            if not line.again:
+                raise
         finally:
             line.restore()
+            unhand()
+        sock.close()
+        again = line.again
+        argv = again or argv
+        tries = TRIES if os.times().elapsed - began > CALM_S else tries - 1
     return fail("daemon_unreachable", "the daemon keeps giving way to another one")
+
+
+def unhand() -> None:
+    """Between two daemons, signals mean what they always mean."""
+    if _signal.getsignal(_signal.SIGINT) is not _signal.SIG_IGN:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGWINCH, _signal.SIG_DFL)
 
 
 def fail(slug: str, message: str, hint: str = "", cause: str = "") -> int:

@@ -1,8 +1,8 @@
 """`core-agent mcp`: carry an MCP client's lines to the daemon and back, across restarts of the daemon.
 
 The terminal client comes in with a way to connect. An MCP client speaks to this process for hours and cannot begin
-anew, so when the daemon goes away its greeting is said again to the next one, and calls that were lost with it are
-answered with an error. It knows of MCP only what that takes: the greeting, ids, and lines.
+anew, so when the daemon goes away its greeting is said again to the next one, at once, and calls that were lost with it
+are answered with an error. It knows of MCP only what that takes: the greeting, ids, and lines.
 """
 
 import _socket
@@ -14,8 +14,68 @@ from collections.abc import Callable
 from coreagent import wire
 
 PIECE = 65536
+MESSAGE_MAX = 8 << 20
+"""Bytes of one message from a client; the largest argument is a task's text."""
+TOO_LONG = -32600
+CALM_S = 1.0
+"""A daemon that was lost sooner than this after we came to it is not sought again before somebody asks."""
+_ENDS = 1024
+"""How much of the beginning and the end of a message that is too long is kept, to find its id."""
 UNREACHABLE = -32000
 """The JSON-RPC code of an error of ours."""
+
+
+class Lines:
+    """Cut bytes into lines. One that is too long is not kept: in its place comes the error that answers it."""
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+        self._head = b""
+        self._long = False
+
+    def feed(self, data: bytes) -> "list[tuple[bytes, bytes]]":
+        """The lines that these bytes complete, each with the error that answers it, or with b""."""
+        found = []
+        while data:
+            piece, newline, data = data.partition(b"\n")
+            self._waiting += piece
+            if len(self._waiting) > MESSAGE_MAX or self._long:
+                if not self._long:
+                    self._long, self._head = True, bytes(self._waiting[:_ENDS])
+                del self._waiting[:-_ENDS]
+            if newline:
+                found.append(self.end())
+        return found
+
+    def end(self) -> "tuple[bytes, bytes]":
+        """The line that has no end yet, as if it had one here."""
+        line, self._waiting = bytes(self._waiting), bytearray()
+        if not self._long:
+            return line, b""
+        self._long = False
+        message = f"a message may have {MESSAGE_MAX} bytes at most"
+        return b"", refusal(identity_of(self._head, line), TOO_LONG, message)
+
+    @property
+    def size(self) -> int:
+        return len(self._waiting)
+
+
+def refusal(identity: str, code: int, message: str) -> bytes:
+    """The line that answers a request with an error; `identity` is its id as JSON."""
+    error = {"code": code, "message": message}
+    return json.dumps({"jsonrpc": "2.0", "id": json.loads(identity), "error": error}).encode() + b"\n"
+
+
+def identity_of(head: bytes, tail: bytes) -> str:
+    """The id, as JSON, of a message of which only both ends are known: where no value but words stands beside it."""
+    import re
+
+    words, identity = rb'"(?:jsonrpc|method)"\s*:\s*"[^"\\]*"', rb'"id"\s*:\s*(\d{1,18}|"[^"\\]{0,200}")'
+    found = re.match(rb"\s*\{\s*(?:" + words + rb"\s*,\s*)*" + identity + rb"\s*,", head) or re.search(
+        rb",\s*" + identity + rb"\s*(?:,\s*" + words + rb"\s*)*\}\s*$", tail
+    )
+    return found.group(1).decode("utf-8", "replace") if found else "null"
 
 
 class Pump:
@@ -32,12 +92,13 @@ class Pump:
         self._unsent = b""
         self._wanted = False
         self._ended = False
-        self._typed = b""
+        self._typed = Lines()
         self._heard = b""
         self._greeting = b""
         self._ready = b""
-        self._open: dict[str, bytes] = {}
+        self._open: dict[str, None] = {}
         self._swallow = ""
+        self._since = 0.0
 
     def run(self) -> int:
         """Carry until the client ends its input or the daemon ends the session; the exit code."""
@@ -60,6 +121,7 @@ class Pump:
 
     def _connect(self) -> None:
         self._sock = self._reach()
+        self._since = os.times().elapsed
         self._sock.setblocking(False)
         self._decoder = wire.Decoder(wire.FROM_DAEMON)
         self._heard, self._unsent, self._wanted, self._swallow = b"", b"", False, ""
@@ -69,8 +131,24 @@ class Pump:
                 self._swallow = identity  # the client has had its answer from the daemon before
             self._send(self._greeting + self._ready)
 
+    def _again(self, told: bool) -> None:
+        """Go on with the next daemon, and start it if need be; `told`: the one that is gone said that it gives way.
+
+        Where that fails, the next line from the client looks for it.
+        """
+        calm = told or os.times().elapsed - self._since >= CALM_S
+        self._lost()
+        try:
+            if not calm:
+                raise ConnectionError("the daemon went away as soon as it was there")
+            self._connect()
+        except Exception as error:
+            self._lost()
+            for identity in list(self._open):
+                self._refuse(identity, str(error))
+
     def _lost(self) -> None:
-        """The daemon is gone, and what it was asked with it; the next line from the client looks for another one."""
+        """The daemon is gone, and what it was asked with it."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -81,8 +159,7 @@ class Pump:
 
     def _refuse(self, identity: str, message: str) -> None:
         self._open.pop(identity, None)
-        error = {"code": UNREACHABLE, "message": message}
-        self._write(json.dumps({"jsonrpc": "2.0", "id": json.loads(identity), "error": error}).encode() + b"\n")
+        self._write(refusal(identity, UNREACHABLE, message))
 
     def _exchange(self, events: int) -> "int | None":
         try:
@@ -97,7 +174,7 @@ class Pump:
                 raise ConnectionResetError
             frames = self._decoder.feed(data)
         except (ConnectionError, wire.BadFrame):
-            self._lost()
+            self._again(told=False)
             return None
         for kind, payload in frames:
             if kind == wire.OUT:
@@ -106,13 +183,17 @@ class Pump:
                 self._wanted = True
             elif kind == wire.EXIT:
                 return int(payload)
+            elif kind == wire.NOTICE and payload == wire.AGAIN:
+                self._again(told=True)
+                return None
+            elif kind == wire.NOTICE and payload == wire.STOPPED:
+                self._lost()
+                self._write_refusal(b"the daemon was stopped")
+                return None
             elif kind == wire.NOTICE:
                 self._lost()
-                if payload != wire.AGAIN:
-                    self._write_refusal(payload)
-                    return 1
-                self._connect()
-                return None
+                self._write_refusal(payload)
+                return 1
         return None
 
     def _write_refusal(self, payload: bytes) -> None:
@@ -126,12 +207,12 @@ class Pump:
         except OSError:
             data = b""
         self._ended = not data
-        whole, newline, rest = (self._typed + data).rpartition(b"\n")
-        self._typed = rest
-        lines = whole + newline
-        if self._ended:
-            lines += self._typed
-        asked = [self._note(line) for line in lines.splitlines(keepends=True)]
+        taken = [self._typed.end()] if self._ended else self._typed.feed(data)
+        for _, answer in taken:
+            self._write(answer)
+        whole = [line + b"\n" for line, _ in taken if line]
+        asked = [self._note(line) for line in whole]
+        lines = b"".join(whole)
         if self._sock is None and lines:
             try:
                 self._connect()
@@ -158,8 +239,7 @@ class Pump:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._lost()
-            return
+            sent = len(data)  # nobody is there; reading tells why, and what is to be done
         self._unsent = data[sent:]
 
     def _note(self, line: bytes) -> str:
@@ -177,7 +257,7 @@ class Pump:
         if method is None or "id" not in message:
             return ""
         identity = json.dumps(message["id"])
-        self._open[identity] = line
+        self._open[identity] = None
         return identity
 
     def _take_output(self, data: bytes) -> None:

@@ -38,12 +38,18 @@ WANT = b"N"
 """The command reads its standard input: the client answers with one INPUT or END. Only now does it touch its own (a
 shell loop's `while read` stays whole), and never does it send more than was asked for (nothing piles up)."""
 
+RESUME = b"A"
+"""What to say to the next daemon should this one go away (NUL-joined words): safe to say at any time. Where a command
+follows something it says this again whenever it got further."""
+
 FROM_CLIENT = frozenset(OPEN + CALL + MCP + INPUT + END + INTERRUPT + WINDOW + STOP)
-FROM_DAEMON = frozenset(OUT + ERR + EXIT + REPLY + LOCAL + NOTICE + WANT)
+FROM_DAEMON = frozenset(OUT + ERR + EXIT + REPLY + LOCAL + NOTICE + WANT + RESUME)
 
 # What a notice says, before its text.
 AGAIN = b"again"
 REFUSED = b"refused"
+STOPPED = b"stopped"
+"""The daemon was told to stop: it comes back when somebody asks something of it."""
 
 
 # Typed words that never go to the daemon: they need none, or need the person's own terminal.

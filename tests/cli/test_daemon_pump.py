@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 from tests.support.home import Home
 from tests.support.serving import serving
+
+from coreagent import pump
 
 
 class McpClient:
@@ -88,3 +92,42 @@ def test_without_a_daemon_it_answers_with_an_error_and_stays(home: Home) -> None
             answer = client.hear()
             assert (answer["id"], answer["error"]["code"]) == (identity, -32000)
         assert client.process.poll() is None
+
+
+def test_it_goes_to_the_next_daemon_before_anybody_asks(home: Home) -> None:
+    """Killed in the middle of a greeting: the client has its answer though it says nothing more."""
+    home.env["CORE_HOME"] = str(home.core)
+    with serving(home) as first, pumping(home) as client:
+        assert client.greet()["result"]["pid"] == first.pid
+        time.sleep(pump.CALM_S)  # a daemon that is lost at once is not sought at once
+        client.say("hang", 1)
+        client.say("tools/list", 2)
+        assert client.hear()["id"] == 2
+        client.say("initialize", 3, params={"hang": True})
+        assert client.hear()["id"] == 3
+        home.kill_daemon()
+        lost = client.hear()
+        assert (lost["id"], lost["error"]["code"]) == (1, -32000)
+        for _ in range(500):
+            if home.daemon_pid:
+                break
+            select.select([], [], [], 0.02)
+        assert home.daemon_pid not in (0, first.pid)
+
+
+def test_a_message_that_is_too_long_is_answered_and_the_session_goes_on(home: Home) -> None:
+    long = "x" * (pump.MESSAGE_MAX + 1)
+    with serving(home), pumping(home) as client:
+        client.greet()
+        client.say("tools/call", 7, params={"text": long})
+        answer = client.hear()
+        assert (answer["id"], answer["error"]["code"]) == (7, -32600)
+        assert "8388608 bytes" in answer["error"]["message"]
+        client.stdin.write(b'{"jsonrpc": "2.0", "id": "a", "method": "x", "params": "' + long.encode() + b'"}\n')
+        client.stdin.flush()
+        assert client.hear()["id"] == "a"
+        client.stdin.write(b'{"x": {"id": 5}, "y": "' + long.encode() + b'", "z": {"id": 6}}\n')
+        client.stdin.flush()
+        assert client.hear()["id"] is None
+        client.say("tools/list", 8)
+        assert client.hear()["id"] == 8

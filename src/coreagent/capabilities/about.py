@@ -120,12 +120,17 @@ async def daemon_status(core: Core, caller: Caller) -> DaemonStatus:
 
 
 @capability("daemon.stop", cli="daemon stop", destructive=True)
-async def daemon_stop(core: Core, mode: Literal["leave", "drain", "now"] = "leave") -> StopReply:
-    """Stop the daemon. `leave`: agents go on and are found again; `drain`: wait for them; `now`: end their turns."""
+async def daemon_stop(core: Core, mode: Literal["leave", "restart", "drain", "now"] = "leave") -> StopReply:
+    """Stop the daemon. `leave`: agents go on and are found again; `drain`: wait for them; `now`: end their turns.
+
+    `restart`: as `leave`, for who starts the next daemon: clients that follow something are told to go on there.
+    """
     running = len(list(core.engine.busy()))
     go_on = "running agents go on; the next daemon finds them"
+    leave = plural(running, "running agent goes on; the next daemon finds it", go_on)
     notes = {
-        "leave": plural(running, "running agent goes on; the next daemon finds it", go_on),
+        "leave": leave,
+        "restart": leave,
         "drain": f"waits for {plural(running, 'running turn')}; nothing new starts",
         "now": plural(running, "running turn ended; its work is kept", "running turns ended; their work is kept"),
     }

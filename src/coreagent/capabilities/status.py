@@ -232,10 +232,11 @@ def _next(d: Dispatch) -> list[str]:
 async def watch(
     core: Core, caller: Caller, workspace: Workspace = "", since: int = 0, timeout_s: float = 30.0
 ) -> WatchReply:
-    """Wait until something happens after event `since` (0: from now) and tell what, or until the time is out."""
+    """Wait until something happens after event `since` (0: from now, -1: from the first) or the time is out."""
     engine = core.engine
     wanted = open_to(core, caller, workspace).id if workspace or caller.role == "worker" else ""
-    after = since if 0 < since <= engine.seq else engine.seq  # one of another store, or none: from now
+    # 0, or one of another store: from now; a negative one: from the first.
+    after = max(since, 0) if since and since <= engine.seq else engine.seq
     deadline = time.monotonic() + min(max(timeout_s, 0.0), WATCH_MAX_S)
     while True:
         turns = engine.turns

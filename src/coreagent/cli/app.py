@@ -42,6 +42,7 @@ _DAY: tuple[Callable[..., None], ...] = (
     job.dispatch,
     look.status,
     look.why,
+    follow.wait_for,
     follow.watch,
     follow.logs,
     look.diff,
@@ -63,8 +64,9 @@ _HOUSE: tuple[Callable[..., None], ...] = (
     place.completion,
     place.version,
 )
+_NAMED: dict[Callable[..., None], str] = {place.open_workspace: "open", follow.wait_for: "wait"}
 for verb in _DAY:
-    app.command("open" if verb is place.open_workspace else None)(verb)
+    app.command(_NAMED.get(verb))(verb)
 for name, group in (
     ("rescue", noun.rescue),
     ("queue", noun.queue),

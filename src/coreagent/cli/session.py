@@ -70,6 +70,12 @@ class Session:
         """
         raise NotImplementedError
 
+    def resume_with(self, argv: list[str]) -> None:
+        """Should the daemon go away from now on, its client says these words to the next one.
+
+        They must be safe to say at any time, and what was printed so far must not be printed by them again.
+        """
+
     def own_process(self, argv: list[str] | None = None) -> None:
         """Go on only in the person's own process: in the daemon this ends the command and starts it there."""
 
@@ -77,8 +83,17 @@ class Session:
 class InDaemon(Session):
     """A command in a thread of the daemon."""
 
-    def __init__(self, core: Core, caller: Caller, loop: asyncio.AbstractEventLoop, home: str) -> None:
+    def __init__(
+        self,
+        core: Core,
+        caller: Caller,
+        loop: asyncio.AbstractEventLoop,
+        home: str,
+        tell: Callable[[list[str]], None] = lambda argv: None,
+    ) -> None:
         super().__init__(home, caller)
+        self._tell = tell
+        self._told: list[str] = []
         self.core = core
         self._loop = loop
         self._lock = threading.Lock()
@@ -125,6 +140,16 @@ class InDaemon(Session):
 
     def own_process(self, argv: list[str] | None = None) -> None:
         raise OwnProcess(argv)
+
+    def resume_with(self, argv: list[str]) -> None:
+        if argv != self._told:
+            self._tell(argv)
+            self._told = argv
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the client knows how to go on with another daemon."""
+        return bool(self._told)
 
     def interrupt(self) -> None:
         """Ctrl-C: what waits now, or waits next, raises KeyboardInterrupt once. Called on the loop."""

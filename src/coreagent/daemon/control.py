@@ -46,6 +46,7 @@ def stop(home: str, mode: str = "leave") -> StopReply | None:
     """Stop the daemon and return when it is gone; None when none ran.
 
     `leave`: agents go on. `drain`: returns at once, the daemon ends when the last agent does. `now`: stops them too.
+    `restart`: as `leave`, and whoever follows something waits for the next daemon.
     """
     pid = house.holder(home)
     if not pid:
@@ -86,7 +87,7 @@ def wait_gone(home: str, pid: int) -> None:
 
 def restart(home: str) -> None:
     """Replace the daemon with a new one of this program; running agents do not notice."""
-    stop(home, "leave")
+    stop(home, "restart")
     launch.launch(home)
 
 

@@ -125,8 +125,8 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
         if leaving.mode == "drain":
             leaving = await _drain(core, server)
         wished.cancel()
-        await server.stop()
-        await core.engine.stop("leave" if leaving.mode == "drain" else leaving.mode)
+        await server.stop(leaving)
+        await core.engine.stop("now" if leaving.mode == "now" else "leave")
     finally:
         core.bus.close()
         await asyncio.to_thread(core.store.close)

@@ -77,6 +77,8 @@ class Server:
         self._spared: set[asyncio.Task[None]] = set()
         self.draining = False
         self._stopping = False
+        self._returns = False
+        """Another daemon takes over: whoever follows something goes on there."""
         self.leaving: asyncio.Future[Leaving] = self._loop.create_future()
 
     def start(self) -> None:
@@ -104,9 +106,10 @@ class Server:
         self._shut = True
         self._listen_on(False)
 
-    async def stop(self) -> None:
+    async def stop(self, leaving: Leaving) -> None:
         """Accept nobody any more, and end every command that still runs."""
         self._stopping = True
+        self._returns = leaving.mode == "restart" or bool(leaving.executable)
         self._close_door()
         for task in self._connections - self._spared:
             task.cancel()
@@ -254,7 +257,12 @@ class Server:
         caller: Caller,
         frames: list[tuple[bytes, bytes]],
     ) -> None:
-        session = InDaemon(self._core, caller, self._loop, self._home)  # type: ignore[arg-type]
+        outlet: Outlet
+
+        def tell(argv: list[str]) -> None:
+            outlet.send(wire.RESUME, b"\0".join(os.fsencode(word) for word in argv))
+
+        session = InDaemon(self._core, caller, self._loop, self._home, tell)  # type: ignore[arg-type]
         outlet = Outlet(conn, session.interruptible)
         stdin = Input(lambda: outlet.send(wire.WANT, b""), session.interruptible)
         terminal = Terminal(
@@ -301,6 +309,8 @@ class Server:
         except OwnProcess as own:
             words = argv if own.argv is None else own.argv
             return wire.LOCAL, b"\0".join(os.fsencode(word) for word in words)
+        if self._returns and session.cancelled.is_set() and session.resumable:
+            return wire.NOTICE, wire.AGAIN
         if self._stopping and session.cancelled.is_set():
             error = CoreAgentError("daemon_stopping", "the daemon stopped", hint="run the command again")
             with suppress(OSError, KeyboardInterrupt):
@@ -403,7 +413,12 @@ class Server:
                     return b""
                 waiting.extend(decoder.feed(data))
 
-        await self._mcp(self._core, caller, receive, send)
+        try:
+            await self._mcp(self._core, caller, receive, send)
+        except asyncio.CancelledError:
+            with suppress(OSError):
+                conn.send(wire.frame(wire.NOTICE, wire.AGAIN if self._returns else wire.STOPPED))
+            raise
         await send(b"0", wire.EXIT)
 
 

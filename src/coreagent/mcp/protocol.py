@@ -23,9 +23,8 @@ from coreagent.mcp import tools
 from coreagent.mcp.server import Receive, Send
 from coreagent.models.dispatch import Event
 from coreagent.paths import VERSION
+from coreagent.pump import Lines
 
-MESSAGE_MAX = 8 * 1024 * 1024
-"""Bytes of one message from a client; the largest argument is a task's text."""
 PIECE = 256 * 1024
 """Bytes written at once; a frame of the daemon's socket holds a little less than 1 MiB."""
 HEARTBEAT_S = 5.0
@@ -158,7 +157,10 @@ async def _pump_in(
     At the end of the input the library cancels what it still works on, so it hears of it when all is answered.
     """
 
-    async def take(line: bytes) -> None:
+    async def take(line: bytes, answer: bytes) -> None:
+        if answer:
+            await to_client.send(SessionMessage(types.jsonrpc_message_adapter.validate_json(answer)))
+            return
         if not line.strip():
             return
         message = _message(line)
@@ -169,21 +171,11 @@ async def _pump_in(
             await to_server.send(SessionMessage(message))
 
     async with to_server, to_client:
-        waiting = bytearray()
+        lines = Lines()
         while chunk := await receive():
-            seen = len(waiting)
-            waiting += chunk
-            while (end := waiting.find(b"\n", seen)) >= 0:
-                line = bytes(waiting[:end])
-                del waiting[: end + 1]
-                seen = 0
-                await take(line)
-            if len(waiting) > MESSAGE_MAX:
-                # Not to be told from a message by cutting it, so the session ends here.
-                await to_client.send(SessionMessage(_error(types.INVALID_REQUEST, "the message is too long")))
-                waiting.clear()
-                break
-        await take(bytes(waiting))
+            for line, answer in lines.feed(chunk):
+                await take(line, answer)
+        await take(*lines.end())
         with anyio.move_on_after(LINGER_S):
             await unanswered.none()
 

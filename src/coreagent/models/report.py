@@ -326,7 +326,7 @@ class DaemonStatus(BaseModel):
 
 
 class StopReply(BaseModel):
-    mode: Literal["leave", "drain", "now"]
+    mode: Literal["leave", "restart", "drain", "now"]
     running: int
     note: str = ""
 

@@ -7,10 +7,12 @@ there and the elapsed time has to be drawn again anyway.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from time import monotonic
+from time import monotonic, time
 from typing import Annotated, Any
+from zlib import crc32
 
 import typer
+from pydantic import BaseModel, ValidationError
 
 from coreagent.cli.commands.option import JsonLines, MaybeWorkspace, Workspace, now, paint, say, seconds, to_json
 from coreagent.cli.session import ClientGone, session
@@ -52,26 +54,60 @@ def at_rest(row: WorkspaceRow) -> bool:
     return row.state not in ACTIVE and row.state is not State.QUEUED
 
 
-def wait(workspace: str, as_json: bool, limit_s: float | None = None, *, quiet: bool = False) -> int:
+class Position(BaseModel):
+    """How far somebody who follows has come: what the next daemon needs to go on without a word said twice."""
+
+    after: str = ""
+    attempt: int = 0
+    """The attempt whose heading was printed last."""
+    runs: int = 0
+    height: int = 0
+    """Live lines that are on the screen."""
+    said: int = 0
+    """Checksum of the JSON line that was printed last."""
+    phase: str = ""
+    ends: float = 0.0
+    """When to give up, by the clock on the wall: 0 is never."""
+
+
+def position(text: str) -> Position:
+    """Read what `words_of` wrote. Raises: a usage error."""
+    try:
+        return Position.model_validate_json(text) if text else Position()
+    except ValidationError:
+        raise typer.BadParameter("this is not a position", param_hint="--position") from None
+
+
+def words_of(at: Position) -> list[str]:
+    return ["--position", at.model_dump_json(exclude_defaults=True)]
+
+
+def wait(
+    workspace: str, as_json: bool, limit_s: float | None = None, *, quiet: bool = False, at: Position | None = None
+) -> int:
     """Follow one dispatch to its end and return the exit code of `--wait`; `quiet` shows nothing meanwhile.
 
     Raises: wait_timeout. Ctrl-C leaves the job running, says so and returns 130.
     """
-    follower = _Quiet() if quiet else _JsonFollower() if as_json else _Follower()
-    ends = monotonic() + limit_s if limit_s else None
+    at = at or Position(ends=time() + limit_s if limit_s else 0.0)
+    follower = _Quiet(at) if quiet else _JsonFollower(at) if as_json else _Follower(at)
+    again = ["wait", workspace, *(["--json"] if as_json else [])]
+    session().resume_with([*again, *words_of(at)])
     try:
         row = row_of(workspace)
         follower.show(row)
+        session().resume_with([*again, *words_of(follower.position())])
         for _ in changes(row.workspace, TICK_S if follower.moves else 5.0):
             row = row_of(row.workspace)
             follower.show(row)
+            session().resume_with([*again, *words_of(follower.position())])
             if at_rest(row):
                 break
-            if ends is not None and monotonic() > ends:
+            if at.ends and time() > at.ends:
                 follower.close()
                 raise CoreAgentError(
                     "wait_timeout",
-                    f"{row.workspace} is still {row.state} after {duration(limit_s)}",
+                    f"{row.workspace} is still {row.state}" + (f" after {duration(limit_s)}" if limit_s else ""),
                     hint=f"it goes on; core-agent logs -f {row.workspace} follows it",
                 )
         follower.end(row)
@@ -87,15 +123,28 @@ def wait(workspace: str, as_json: bool, limit_s: float | None = None, *, quiet: 
 class _Follower:
     """The live view of a person: what the agent did scrolls by, three lines below say where it stands."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: Position) -> None:
         self._terminal = terminal()
-        self._live = Live(self._terminal)
+        self._live = Live(self._terminal, at.height)
         self.moves = self._terminal.live
-        self._after = ""
-        self._attempt = 0
-        self._runs = 0
-        self._phase = ""
+        self._after = at.after
+        self._attempt = at.attempt
+        self._runs = at.runs
+        self._phase = at.phase
         self._tool = ""
+        self._ends = at.ends
+
+    def position(self) -> Position:
+        """Where somebody else could go on from here; what comes before it is on its way to the terminal."""
+        self._terminal.out.flush()
+        return Position(
+            after=self._after,
+            attempt=self._attempt,
+            runs=self._runs,
+            height=self._live.height,
+            phase=self._phase,
+            ends=self._ends,
+        )
 
     def show(self, row: WorkspaceRow) -> None:
         lines = self._news(row)
@@ -183,8 +232,8 @@ class _Follower:
 class _Quiet(_Follower):
     """Waits and shows nothing."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, at: Position) -> None:
+        super().__init__(at)
         self.moves = False
 
     def show(self, row: WorkspaceRow) -> None:
@@ -200,16 +249,35 @@ class _Quiet(_Follower):
 class _JsonFollower(_Quiet):
     """JSON Lines: one workspace row whenever it changed."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._last = ""
+    def __init__(self, at: Position) -> None:
+        super().__init__(at)
+        self._last = at.said
+
+    def position(self) -> Position:
+        return super().position().model_copy(update={"said": self._last})
 
     def show(self, row: WorkspaceRow) -> None:
-        line = to_json(row.model_copy(update={"elapsed_s": None}), line=True)
+        line = crc32(to_json(row.model_copy(update={"elapsed_s": None}), line=True).encode())
         if line != self._last:
             self._last = line
             say([to_json(row, line=True)])
             self._terminal.out.flush()
+
+
+def wait_for(
+    workspace: Workspace,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="Give up watching after this long (exit 75).")
+    ] = "",
+    at: Annotated[str, typer.Option("--position", hidden=True)] = "",
+    as_json: JsonLines = False,
+) -> None:
+    """Follow a dispatch to its end, as `dispatch --wait` does, with the same exit codes.
+
+    Ctrl-C leaves it running. With --json: JSON Lines, one workspace row per change.
+    """
+    limit = seconds(timeout) if timeout else None
+    raise typer.Exit(wait(workspace, as_json, limit, at=position(at) if at else None))
 
 
 def watch(
@@ -232,7 +300,11 @@ def watch(
         seq = session().call("watch", workspace=workspace, since=0, timeout_s=0).seq
     else:
         seq = since or -1  # to the capability 0 means from now
+    again = ["watch", *([workspace] if workspace else []), *(["--once"] if once else [])]
+    again += ["--json"] if as_json else []
     while True:
+        limit = [] if ends is None else ["--timeout", f"{max(0.001, ends - monotonic()):.3f}s"]
+        session().resume_with([*again, "--since", str(max(seq, 0)), *limit])
         left = 30.0 if ends is None else max(0.0, min(30.0, ends - monotonic()))
         reply = session().call("watch", workspace=workspace, since=seq, timeout_s=left)
         seq = max(seq, reply.seq)
@@ -251,13 +323,17 @@ def logs(
     attempt: Annotated[int | None, typer.Option(help="Only this attempt (1 is the first).")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The whole text of every event, not one line of it.")] = False,
     tail: Annotated[int, typer.Option(help="Start with the last N lines; 0 is all of them.")] = 1000,
+    at: Annotated[str, typer.Option("--position", hidden=True)] = "",
     as_json: JsonLines = False,
 ) -> None:
     """Show what the agent said and did, its last thousand lines unless --tail says otherwise.
 
     With --json one document; with --json and -f JSON Lines, one entry per line.
     """
-    after, last, runs = "", 0, 0
+    start = position(at)
+    after, last, runs = start.after, start.attempt, start.runs
+    again = ["logs", workspace, "--follow", "--tail", str(tail), *(["--raw"] if raw else [])]
+    again += [*(["--attempt", str(attempt)] if attempt is not None else []), *(["--json"] if as_json else [])]
     ticks = None
     document: LogReply | None = None
     while True:
@@ -272,6 +348,8 @@ def logs(
         else:
             last = _print_page(reply, raw, last)
         terminal().out.flush()
+        if follow:
+            session().resume_with([*again, *words_of(Position(after=after, attempt=last, runs=runs))])
         if reply.entries:
             continue
         if not follow:

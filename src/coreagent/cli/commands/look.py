@@ -55,6 +55,8 @@ def _status_view(report: StatusReport, here: Terminal, show_all: bool) -> list[s
 
 def _status_watch(workspace: str, show_all: bool, as_json: bool) -> None:
     here = terminal()
+    words = [*([workspace] if workspace else []), *(["--all"] if show_all else []), *(["--json"] if as_json else [])]
+    session().resume_with(["status", "--watch", *words])
     if as_json or not here.live:
         _status_lines(workspace, show_all, as_json)
         return

@@ -103,7 +103,7 @@ def _gone(pid: int, limit_s: float) -> bool:
 @daemon.command("restart")
 def restart(as_json: Json = False) -> None:
     """Stop it and start it again; running agents do not notice."""
-    _stop("leave")
+    _stop("restart")
     status = _status(start=True)
     assert status is not None
     answer(

@@ -21,9 +21,14 @@ FOOT = 2
 class Live:
     """A few lines at the bottom of what was printed, drawn again and again until `clear`."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, height: int = 0) -> None:
+        """`height`: lines that are drawn already, by whoever drew before."""
         self._terminal = terminal
-        self._height = 0
+        self._height = height
+
+    @property
+    def height(self) -> int:
+        return self._height
 
     def draw(self, lines: list[str]) -> None:
         """Replace what was drawn before. A line wider than the screen would wrap and break the count: it is cut."""
