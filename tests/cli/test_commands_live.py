@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def test_completion_knows_commands_and_workspaces(home: Home) -> None:
     assert offered("core-agent why local/") == ["local/repo/edit"]
     assert "scripted" in offered("core-agent dispatch --agent s")
     assert offered("core-agent template show cod") == ["code-review", "coding"]
+    settings = home.core / "agents.yaml"
+    settings.write_text("commands: {tidy: {argv: [/bin/true]}, tiny: {argv: [/bin/true]}}\n")
+    for line in ("core-agent dispatch --agent command:ti", "core-agent dispatch --agent=command:ti"):
+        assert offered("", {"COMP_LINE": line, "COMP_WORDBREAKS": " =:"}) == ["tidy", "tiny"]
+        assert offered("", {"COMP_LINE": line, "COMP_WORDBREAKS": " "}) == ["command:tidy", "command:tiny"]
+    assert offered("", {"COMP_LINE": "core-agent why "}) == ["edit"]
+    for shell in ("bash", "zsh", "fish"):
+        if shutil.which(shell):
+            script = home.dir / f"completion.{shell}"
+            script.write_text(home.run("completion", shell).out)
+            subprocess.run([shell, "-n", script], check=True, env=home.env)
     place = home.json("completion", "bash", "--install")
     assert Path(place["path"]).read_text() == home.run("completion", "bash").out
     subprocess.run(["bash", "-n", place["path"]], check=True)

@@ -21,7 +21,8 @@ SCRIPTS = {
     "bash": """\
 _core_agent_completion() {
     local IFS=$'\\n'
-    COMPREPLY=( $( env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _CORE_AGENT_COMPLETE=bash "$1" ) )
+    local line="${COMP_LINE:0:COMP_POINT}"
+    COMPREPLY=( $( env COMP_LINE="$line" COMP_WORDBREAKS="$COMP_WORDBREAKS" _CORE_AGENT_COMPLETE=bash "$1" ) )
     return 0
 }
 complete -o default -F _core_agent_completion core-agent
@@ -63,7 +64,9 @@ def complete(command: Any, program: str, on: Terminal) -> int:
     """Print what the word under the cursor could become, one a line (and for some shells what it means)."""
     shell = on.env[VARIABLE]
     words, incomplete = _words(on.env)
+    known = _known_to_bash(on.env, incomplete)
     for value, meaning in candidates(command, program, words, incomplete):
+        value = value.removeprefix(known)
         if shell == "zsh":
             value = value.replace(":", "\\:")
             on.out.write(f"{value}:{meaning}\n" if meaning else f"{value}\n")
@@ -74,9 +77,19 @@ def complete(command: Any, program: str, on: Terminal) -> int:
     return 0
 
 
+def _known_to_bash(env: dict[str, str], incomplete: str) -> str:
+    """What stands before the piece that bash replaces: it takes `command:NAME` for several words."""
+    if env.get(VARIABLE) != "bash" or ":" not in env.get("COMP_WORDBREAKS", ""):
+        return ""
+    value = incomplete.partition("=")[2] if incomplete.startswith("--") else incomplete
+    return value[: value.rfind(":") + 1]
+
+
 def _words(env: dict[str, str]) -> tuple[list[str], str]:
     """The words before the cursor, without the program, and the one under it."""
     text = env.get("COMP_WORDS", "")
+    if env.get(VARIABLE) == "bash" and "COMP_LINE" in env:
+        return _words_of_line(env["COMP_LINE"])
     try:
         at = int(env.get("COMP_CWORD", "0"))
     except ValueError:
@@ -89,6 +102,17 @@ def _words(env: dict[str, str]) -> tuple[list[str], str]:
     else:
         words = text.split("\n")
     return words[1:at], words[at] if 0 < at < len(words) else ""
+
+
+def _words_of_line(line: str) -> tuple[list[str], str]:
+    """As `_words`, from a command line up to the cursor."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        words = line.split()  # an open quote: the person is still typing
+    if not words or line[-1:].isspace():
+        words.append("")
+    return words[1:-1], words[-1]
 
 
 def candidates(command: Any, program: str, words: list[str], incomplete: str) -> list[tuple[str, str]]:
