@@ -382,3 +382,10 @@ def test_a_status_that_fits_is_not_touched() -> None:
     whole = status_lines(report(), 80, PLAIN, NOW)
     assert status_lines(report(), 80, PLAIN, NOW, len(whole)) == whole
     assert len(status_lines(report(), 80, PLAIN, NOW, len(whole) - 1)) < len(whole)
+
+
+def test_a_diff_on_a_screen_keeps_its_lines_and_shows_what_they_hold() -> None:
+    text = "+\tone\r\n+a\x0cb\u2028c\x1b[2J\n-\u202ed\n"
+    lines = answer.diff_lines(DiffReply(workspace="w", base="a", head="b", text=text), Paint(False))
+    assert lines == ["+   one␍", "+a␌b<U+2028>c␛[2J", "-<U+202E>d"]
+    assert answer.diff_lines(DiffReply(workspace="w", base="a", head="a"), Paint(False)) == []

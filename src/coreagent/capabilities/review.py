@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from coreagent import paths, runners
 from coreagent.capabilities.control import move_reply
@@ -26,11 +28,33 @@ from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, Stage, State
 from coreagent.models.report import AcceptReply, DiffReply, LogReply, MoveReply, RescueRow
 
 DIFF_MAX = 4 << 20
+PATCH_MAX = 256 << 20
 
 
 @capability("diff", cli="diff", roles=EVERYONE, read_only=True)
-async def diff(core: Core, caller: Caller, workspace: Workspace, stat: bool = False) -> DiffReply:
-    """Show what the agent changed: of a running one the working tree as it is now, else what was brought home."""
+async def diff(
+    core: Core,
+    caller: Caller,
+    workspace: Workspace,
+    stat: bool = False,
+    exact: Annotated[bool, Field(description="The patch for `git apply`; bytes beyond UTF-8 are surrogates")] = False,
+) -> DiffReply:
+    """Show what the agent changed: of a running one the working tree as it is now, else what was brought home.
+
+    With `exact` it is whole, binary files too, or an error: never a patch that applies in part.
+    """
+    shown = await _diff(core, caller, workspace, stat, exact)
+    if exact and shown.truncated:
+        raise CoreAgentError(
+            "too_large",
+            f"the patch of {shown.workspace} is larger than {PATCH_MAX >> 20} MiB",
+            hint="take it from its branch with git, or look with `core-agent diff --stat`",
+        )
+    return shown
+
+
+async def _diff(core: Core, caller: Caller, workspace: str, stat: bool, exact: bool) -> DiffReply:
+    limit = PATCH_MAX if exact else DIFF_MAX
     found = await seen_by(core, caller, workspace)
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))
     start = found.start_sha or found.base_sha
@@ -40,7 +64,7 @@ async def diff(core: Core, caller: Caller, workspace: Workspace, stat: bool = Fa
     if live and place.prepared.exists():
         index = Path(paths.index_copy(core.home, found.id))
         text, cut, files, plus, minus = await asyncio.to_thread(
-            live_diff, cache, place.repo, start, index, stat, DIFF_MAX
+            live_diff, cache, place.repo, start, index, stat, limit, exact
         )
         return DiffReply(
             workspace=found.workspace,
@@ -55,7 +79,7 @@ async def diff(core: Core, caller: Caller, workspace: Workspace, stat: bool = Fa
         )
     if not head or head == start:
         return DiffReply(workspace=found.workspace, base=start, head=head or start)
-    text, truncated = await asyncio.to_thread(git_diff.diff, cache, start, head, stat=stat, limit=DIFF_MAX)
+    text, truncated = await asyncio.to_thread(git_diff.diff, cache, start, head, stat=stat, limit=limit, exact=exact)
     numbers = await asyncio.to_thread(git_diff.numstat, cache, start, head)
     return DiffReply(
         workspace=found.workspace,

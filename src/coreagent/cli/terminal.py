@@ -60,6 +60,13 @@ class Channel(io.TextIOBase):
             self._size = 0
             self._sink(data)
 
+    def write_bytes(self, data: bytes) -> None:
+        """Write what is not text, after all that was written before."""
+        self.flush()
+        view = memoryview(data)
+        for start in range(0, len(view), _HOLD):
+            self._sink(bytes(view[start : start + _HOLD]))
+
     def isatty(self) -> bool:
         return self._tty
 
@@ -114,6 +121,13 @@ class Terminal:
             theme=theme,
             _environ={},
         )
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes as they are; only for output that is no terminal."""
+        if isinstance(self.out, Channel):
+            self.out.write_bytes(data)
+        else:
+            self.out.write(data.decode("utf-8", "backslashreplace"))
 
     def path(self, text: str) -> str:
         """Make a path that a person typed absolute, from where they typed it."""

@@ -93,14 +93,16 @@ def diff(
     *,
     extra: dict[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    exact: bool = False,
 ) -> tuple[str, bool]:
     """The patch (or its summary) between two commits, at most `limit` bytes cut at a line; and whether it was cut.
 
-    Bytes that are no UTF-8 are replaced. The text is as the agent wrote it: clean it before a terminal sees it.
+    Bytes that are no UTF-8 are replaced; with `exact` they are surrogate-escaped, and binary files are whole, so that
+    the bytes are a patch for `git apply`. The text is as the agent wrote it: clean it before a terminal sees it.
 
     Raises: git_failed, git_timeout.
     """
-    how = ["--stat=120"] if stat else ["--patch"]
+    how = ["--stat=120"] if stat else ["--patch", "--binary", "--full-index"] if exact else ["--patch"]
     args = ("diff-tree", "-r", *how, "--no-commit-id", "--no-color", "--no-ext-diff", "--no-textconv", "-M",
             "--end-of-options", a, b)  # fmt: skip
     with start(*args, cwd=cache, env=environment(git_dir=cache, extra=extra), stdin=subprocess.DEVNULL) as process:
@@ -123,4 +125,4 @@ def diff(
     if truncated:
         text = text[:limit]
         text = text[: text.rfind(b"\n") + 1] or text
-    return text.decode("utf-8", "replace"), truncated
+    return text.decode("utf-8", "surrogateescape" if exact else "replace"), truncated

@@ -127,9 +127,15 @@ def _snapshot(
 
 
 def live_diff(
-    cache: Path, repo_dir: Path, base_sha: str, index_copy: Path, stat: bool = False, limit: int = 1024 * 1024
+    cache: Path,
+    repo_dir: Path,
+    base_sha: str,
+    index_copy: Path,
+    stat: bool = False,
+    limit: int = 1024 * 1024,
+    exact: bool = False,
 ) -> tuple[str, bool, int, int, int]:
-    """The difference of a running agent's work tree: text, truncated, files, insertions, deletions.
+    """The difference of a running agent's work tree: text (see `diff`), truncated, files, insertions, deletions.
 
     Nothing is written but to a scratch directory that is gone afterwards; of the tree only pipes are removed on which
     git would wait for ever.
@@ -150,7 +156,7 @@ def live_diff(
         extra = {"GIT_OBJECT_DIRECTORY": str(objects)}
         stage(cache, repo_dir, index, found.removed, found.added, extra=extra)
         tree = write_tree(cache, index, extra=extra)
-        text, truncated = diff(cache, base_sha, tree, stat, limit, extra=extra)
+        text, truncated = diff(cache, base_sha, tree, stat, limit, extra=extra, exact=exact)
         total = summed(changes(cache, base_sha, tree, extra=extra))
         return text, truncated, total.files, total.insertions, total.deletions
 

@@ -97,9 +97,17 @@ def diff(
     stat: Annotated[bool, typer.Option("--stat", help="Names and numbers only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What the agent changed, also while it still works."""
-    reply = session().call("diff", workspace=workspace, stat=stat)
-    answer(reply, as_json, lambda t: views.diff_lines(reply, paint()))
+    """What the agent changed, also while it still works.
+
+    In a pipe or a file it is git's own patch, byte for byte and with binary files: `core-agent diff W | git apply`.
+    """
+    here = terminal()
+    if not (as_json or stat or here.colour or here.out.isatty()):
+        reply = session().call("diff", workspace=workspace, exact=True)
+        here.write_bytes(reply.text.encode("utf-8", "surrogateescape"))
+    else:
+        reply = session().call("diff", workspace=workspace, stat=stat)
+        answer(reply, as_json, lambda t: views.diff_lines(reply, paint()))
     if not as_json:
         terminal().out.flush()
         say(views.diff_summary(reply, paint()), err=True)

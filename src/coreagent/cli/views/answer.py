@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
+from coreagent.cli.terminal import clean
 from coreagent.cli.views.status import since_words, state_words, what_now
 from coreagent.cli.views.text import (
     Paint,
@@ -108,9 +109,10 @@ def why_lines(report: WhyReport, width: int, paint: Paint) -> list[str]:
 
 
 def diff_lines(reply: DiffReply, paint: Paint) -> list[str]:
-    """The patch, coloured line by line, and what it amounts to."""
+    """The patch for a person's eyes, coloured line by line; only a line feed ends a line of it."""
     lines = []
-    for line in safe_lines(reply.text):
+    for raw in reply.text.removesuffix("\n").split("\n") if reply.text else []:
+        line = clean(raw.expandtabs(4))
         if line.startswith(
             ("diff --git ", "index ", "--- ", "+++ ", "new file", "deleted file", "rename ", "similarity")
         ):
