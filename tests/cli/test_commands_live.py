@@ -168,6 +168,12 @@ def test_completion_knows_commands_and_workspaces(home: Home) -> None:
         assert offered("", {"COMP_LINE": line, "COMP_WORDBREAKS": " =:"}) == ["tidy", "tiny"]
         assert offered("", {"COMP_LINE": line, "COMP_WORDBREAKS": " "}) == ["command:tidy", "command:tiny"]
     assert offered("", {"COMP_LINE": "core-agent why "}) == ["edit"]
+    fish = {
+        "_CORE_AGENT_COMPLETE": "fish",
+        "COMP_WORDS": "core-agent\ndispatch\n--agent=command:tid",
+        "COMP_CWORD": "2",
+    }
+    assert offered("", fish) == ["--agent=command:tidy", "command"]
     for shell in ("bash", "zsh", "fish"):
         if shutil.which(shell):
             script = home.dir / f"completion.{shell}"

@@ -65,8 +65,12 @@ def complete(command: Any, program: str, on: Terminal) -> int:
     shell = on.env[VARIABLE]
     words, incomplete = _words(on.env)
     known = _known_to_bash(on.env, incomplete)
+    # `--option=value` is one word to every shell but bash.
+    option = (
+        f"{incomplete.partition('=')[0]}=" if shell != "bash" and "=" in incomplete and incomplete[0] == "-" else ""
+    )
     for value, meaning in candidates(command, program, words, incomplete):
-        value = value.removeprefix(known)
+        value = option + value.removeprefix(known)
         if shell == "zsh":
             value = value.replace(":", "\\:")
             on.out.write(f"{value}:{meaning}\n" if meaning else f"{value}\n")
