@@ -26,7 +26,7 @@ from coreagent.yamlmarks import BadYaml, Mark, Node, decode, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.
 RUNNERS: Final = ("claude", "codex", "command", "gemini", "scripted")
-ABSENT: Final = frozenset({"codex", "gemini"})
+ABSENT: Final = frozenset({"gemini"})
 """Names that the settings may speak of (pools, rates) though no runner of theirs is built in."""
 ALIASES: Final = {"openai": "codex"}
 CLAUDE_MODELS: Final = ("opus", "sonnet", "haiku")

@@ -20,6 +20,8 @@ from coreagent.runners.base import TEXT_LIMIT, Launch, NoSettings, Parser, Plan,
 
 MEMBERS = sorted(runners.FAMILY)
 WITHOUT_PROTOCOL = {"command", "scripted"}
+CLIS = sorted(set(MEMBERS) - WITHOUT_PROTOCOL)
+KEYS = ("ANTHROPIC_API_KEY", "CODEX_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,10 @@ class Own:
 def launch(tmp_path: Path) -> Launch:
     for name in ("bin", "repo", "home"):
         (tmp_path / name).mkdir()
-    claude = tmp_path / "bin" / "claude"
-    claude.write_text("#!/bin/sh\necho 2.1.328\n")
-    claude.chmod(0o755)
+    for name in CLIS:
+        program = tmp_path / "bin" / name
+        program.write_text("#!/bin/sh\necho 99.0.0\n")
+        program.chmod(0o755)
     return Launch(
         prompt="Fix it — \ud800 ünïcode.",
         session_id="22222222-2222-4222-8222-222222222222",
@@ -42,7 +45,11 @@ def launch(tmp_path: Path) -> Launch:
         workspace_dir=str(tmp_path),
         tmp_dir=str(tmp_path / "tmp"),
         config_home=str(tmp_path / "config"),
-        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path / "home"), "ANTHROPIC_API_KEY": "secret"},
+        env={
+            "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
+            "HOME": str(tmp_path / "home"),
+            **dict.fromkeys(KEYS, "secret"),
+        },
         command=Own(["cat"], {"OWN": "1"}),
         script="steps: [{say: hello}]",
     )
@@ -131,6 +138,12 @@ HOSTILE = [
     b'{"type":"rate_limit_event"}',
     b'{"type":"system","subtype":["init"]}',
     b'{"type":["x"]}',
+    b'{"type":"item.completed","item":null}',
+    b'{"type":"item.completed","item":{"type":"file_change","changes":[7,null]}}',
+    b'{"type":"item.completed","item":{"type":"command_execution","id":7,"exit_code":"x","aggregated_output":[]}}',
+    b'{"type":"turn.completed","usage":{"input_tokens":1e400}}',
+    b'{"type":"turn.failed","error":{"message":{"a":1}}}',
+    b'{"type":"error","message":"Reconnecting... 99999999999999999999/5"}',
     b'{"kind":"text","text":{"a":1}}',
     b'{"kind":"usage","usage":{"input":"many"}}',
     b'{"kind":"hologram"}',
@@ -165,14 +178,17 @@ _JSON = st.recursive(
 _KEYS = [
     "subtype", "message", "content", "usage", "tool_use_result", "permission_denials", "errors", "result",
     "rate_limit_info", "num_turns", "error", "session_id", "model", "total_cost_usd", "model_usage_since_last_result",
-    "api_error_status", "resetsAt", "kind", "text", "tool", "cost",
+    "api_error_status", "resetsAt", "kind", "text", "tool", "cost", "item", "thread_id",
 ]
 # fmt: on
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 @given(
-    kind=st.sampled_from(["assistant", "user", "result", "system", "rate_limit_event", "error", "usage"]),
+    kind=st.sampled_from(
+        "assistant user result system rate_limit_event error usage item.completed item.started"
+        " turn.completed turn.failed thread.started".split()
+    ),
     fields=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=5),
 )
 def test_no_shape_raises(name: str, kind: str, fields: dict[str, object]) -> None:

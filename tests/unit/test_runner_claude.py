@@ -15,7 +15,8 @@ from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
 from coreagent.runners.base import Launch, NoSettings, Plan, lay_out
 from coreagent.runners.claude import FLAGS, Claude
-from coreagent.runners.claude_stream import RESET_MAX_S, RESET_MIN_S, ClaudeParser, classify
+from coreagent.runners.claude_stream import ClaudeParser, classify
+from coreagent.runners.resets import RESET_MAX_S, RESET_MIN_S
 
 FIXTURE = Path(__file__).with_name("fixtures") / "claude.jsonl"
 NOW = 1_800_000_000.0

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FAMILY: Final[dict[str, str]] = {
     "claude": "coreagent.runners.claude:Claude",
+    "codex": "coreagent.runners.codex:Codex",
     "command": "coreagent.runners.command:Command",
     "scripted": "coreagent.runners.scripted:Scripted",
 }

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import stat
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from coreagent.plural import plural
 TEXT_LIMIT: Final = 16 * 1024
 LINE_LIMIT: Final = 32 * 1024 * 1024
 """A longer line is not parsed (10 MiB was seen to be too little for a thread that is resumed)."""
+CLOCK_SLACK_S: Final = 3600.0
 
 # fmt: off
 COMMON_VARIABLES: Final = (
@@ -289,9 +292,12 @@ def _is_glob(name: str) -> bool:
 
 
 def lay_out(plan: Plan) -> None:
-    """Make the directories and copy the credentials a plan needs. Idempotent; blocks on the disk."""
+    """Make the directories and copy the credentials a plan needs. Idempotent; blocks on the disk.
+
+    What is ours is put right again, whatever an agent laid in its place. Raises: OSError.
+    """
     for directory in plan.directories:
-        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        _own_directory(Path(directory))
     for source, target in plan.copies:
         _copy_newer(Path(source), Path(target))
     for target, content in plan.files:
@@ -301,10 +307,17 @@ def lay_out(plan: Plan) -> None:
             _write_private(Path(target), content)
 
 
+def _own_directory(directory: Path) -> None:
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        directory.unlink()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+
+
 def _copy_newer(source: Path, target: Path) -> None:
     # The private copy may hold a token that the CLI refreshed since: only a newer login replaces it.
     try:
-        if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
+        if _is_newer(target, source.stat().st_mtime):
             return
         content = source.read_bytes()
     except OSError:
@@ -312,9 +325,21 @@ def _copy_newer(source: Path, target: Path) -> None:
     _write_private(target, content)
 
 
+def _is_newer(target: Path, than: float) -> bool:
+    try:
+        found = target.lstat()
+    except FileNotFoundError:
+        return False
+    # A date to come would keep every later login away; nothing but a date by hand has one.
+    return stat.S_ISREG(found.st_mode) and than <= found.st_mtime <= time.time() + CLOCK_SLACK_S
+
+
 def _write_private(target: Path, content: bytes) -> None:
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
     fresh.replace(target)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
 from coreagent.runners.base import Parser, bounded, join_lines, last_lines, whole
+from coreagent.runners.resets import believable
 from coreagent.wires.anthropic import decode_usage
 from coreagent.wires.base import reason_of
 
@@ -75,11 +76,6 @@ REFUSALS: Final = (
         Reason.CONFIGURATION,
     ),
 )
-# How far ahead a reset is believed: a little more than the longest window there is (seven days). One that is long over
-# is no reset at all, or an agent would be sent away every second by a provider whose clock is wrong.
-RESET_MIN_S: Final = 1.0
-RESET_PAST_S: Final = 60.0
-RESET_MAX_S: Final = 8 * 86400.0
 
 
 class ClaudeParser(Parser):
@@ -218,12 +214,7 @@ class ClaudeParser(Parser):
         status = text_of(info.get("status"))
         if status not in ("rejected", "allowed_warning"):
             return []
-        resets = info.get("resetsAt")
-        resets_at = None
-        if isinstance(resets, int | float) and not isinstance(resets, bool):
-            now = self._clock()
-            if resets > now - RESET_PAST_S:
-                resets_at = min(max(float(resets), now + RESET_MIN_S), now + RESET_MAX_S)
+        resets_at = believable(info.get("resetsAt"), self._clock())
         if status == "rejected":
             self._resets_at = resets_at
         window = text_of(info.get("rateLimitType")).replace("_", " ")
