@@ -73,6 +73,7 @@ CODES: Final[dict[str, ErrorCode]] = _table(
     ("E2019", "setup_failed", "refused"),
     ("E2020", "ambiguous_workspace", "conflict"),
     ("E2021", "no_identity", "refused"),
+    ("E2022", "branch_exists", "conflict"),
     ("E3002", "illegal_move", "conflict"),
     ("E3003", "nothing_to_resume", "conflict"),
     ("E3004", "workspace_busy", "conflict"),

@@ -98,3 +98,52 @@ def test_a_prepared_one_that_could_not_be_says_so_and_can_be_resumed(tmp_path: P
         assert room.now(found).state is State.QUEUED
 
     in_room(tmp_path, body, settings="hooks: {setup: {run: 'exit 3'}}\n")
+
+
+def test_a_name_whose_branch_is_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        sh(room.repo, "branch", "agent/mine")
+        sh(room.repo, "branch", "agent/deep/er")
+        sh(room.repo, "pack-refs", "--all")
+        for name, branch in (("mine", "agent/mine"), ("deep", "agent/deep/er")):
+            with pytest.raises(CoreAgentError) as refused:
+                await room.ask("dispatch", task="t", name=name, ephemeral=True)
+            assert refused.value.slug == "branch_exists"
+            assert f"git branch -m {branch} " in refused.value.hint
+        assert not room.engine.board
+        sh(room.repo, "branch", "-m", "agent/mine", "elsewhere")
+        assert (await room.ask("dispatch", task="t", name="mine", ephemeral=True)).branch == "agent/mine"
+
+    in_room(tmp_path, body)
+
+
+def test_a_branch_that_leaves_no_room_for_any_other(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        sh(room.repo, "branch", "agent")
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("dispatch", task="t", ephemeral=True)
+        assert (refused.value.slug, "git branch -m agent" in refused.value.hint) == ("branch_exists", True)
+
+    in_room(tmp_path, body)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_worktrees_of_one_repository_share_no_name(tmp_path: Path, registered: bool) -> None:
+    async def body(room: Room) -> None:
+        second = tmp_path / "second"
+        sh(room.repo, "worktree", "add", "-q", str(second), "-b", "other")
+        if registered:
+            await room.ask("repo.add", path=str(second))
+        # At the same time and one after the other: neither sees a branch of the other's.
+        both = [room.ask("dispatch", task="mend", repo=str(top), ephemeral=True) for top in (room.repo, second)]
+        replies = await asyncio.gather(*both)
+        assert sorted(r.branch for r in replies) == ["agent/mend", "agent/mend-2"]
+        assert {r.workspace.split("/")[1] for r in replies} == {"project", "second"}
+        third = await room.ask("dispatch", task="mend", repo=str(second), ephemeral=True)
+        assert third.branch == "agent/mend-3"
+        await room.ask("dispatch", task="t", name="mine", ephemeral=True)
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("dispatch", task="t", name="mine", repo=str(second), ephemeral=True)
+        assert (refused.value.slug, "local/project/mine" in refused.value.message) == ("workspace_busy", True)
+
+    in_room(tmp_path, body)

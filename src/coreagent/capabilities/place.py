@@ -115,7 +115,8 @@ async def repo_remove(core: Core, caller: Caller, repo: str) -> RepoRemoved:
     rescued = len(await core.store.rescues_of(*key))
     kept = await asyncio.to_thread(lambda: len(rescue_list(cache)))
     # From here to the first await nobody else runs: no workspace can come in between.
-    if names_of := sorted(intake.open_names(engine, found)):
+    own = f"{found.org}/{found.name}"
+    if names_of := sorted(name for name, of in intake.open_names(engine, found).items() if of == own):
         raise CoreAgentError(
             "workspace_busy",
             f"{found.org}/{found.name} has {plural(len(names_of), 'workspace')}: {', '.join(names_of[:5])}",

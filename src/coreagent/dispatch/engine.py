@@ -70,6 +70,8 @@ class Engine:
         """What intake found out about a repository, so that preparation need not look again."""
         self._applied: dict[str, trust.Applied] = {}
         self.reserved: set[tuple[str, str, str]] = set()
+        self.common_dirs: dict[str, str] = {}
+        """Work tree -> git directory that it shares with the other worktrees of its repository, as last looked at."""
         """(org, repo, name) of dispatches on their way to the queue."""
         self.arriving: set[str] = set()
         """Ids of new dispatches whose row is not durable yet: not to be claimed."""

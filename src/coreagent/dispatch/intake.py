@@ -81,7 +81,8 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     login = await asyncio.to_thread(runner.login, caller.env or core.env, own)
     if login.state == "no":
         raise CoreAgentError("not_logged_in", f"{chosen.runner} is not logged in", cause=login.how, hint=login.hint)
-    traces = await asyncio.to_thread(names_with_traces, core.home, repo)
+    traces = await asyncio.to_thread(find_traces, core.home, repo, [r.path for r in engine.repos.values()])
+    engine.common_dirs.update(traces.common_dirs)
     now = core.now()
     made = Dispatch(
         id=core.new_id(),
@@ -241,18 +242,31 @@ def register(engine: Engine, base: Base, org: str = "") -> Repo:
     )
 
 
-def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces: set[str]) -> str:
-    """The workspace's name: asked for, after the issue or pull request, or made of the task's words; always unique."""
+def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces: Traces) -> str:
+    """The workspace's name: asked for, after the issue or pull request, or made of the task's words; always unique.
+
+    Raises: workspace_busy, branch_exists, invalid_name.
+    """
     open_ones = open_names(engine, repo)
-    taken = open_ones | traces
+    taken = open_ones.keys() | traces.branches | traces.kept
     options = request.options
     if request.name:
         name = names.check(request.name)
-        if name in open_ones:
+        if owner := open_ones.get(name):
+            elsewhere = owner != f"{repo.org}/{repo.name}"
             raise CoreAgentError(
                 "workspace_busy",
-                f"there is a workspace {repo.org}/{repo.name}/{name} already",
-                hint=f"`core-agent resume {name}`, or choose another --name",
+                f"there is a workspace {owner}/{name} already",
+                cause=f"{owner} is a worktree of the same repository" if elsewhere else "",
+                hint=f"`core-agent resume {owner}/{name}`, or choose another --name",
+            )
+        if name in traces.branches:
+            branch = traces.branches[name]
+            raise CoreAgentError(
+                "branch_exists",
+                f"there is a branch {branch} in {repo.path} already",
+                cause=f"the work of this workspace would become branch agent/{name}",
+                hint=f"choose another --name, or rename it: git branch -m {branch} NEW-NAME",
             )
         return name
     if options.issue is not None:
@@ -262,23 +276,53 @@ def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces:
     return names.unique(names.slug(task), taken)
 
 
-def open_names(engine: Engine, repo: Repo) -> set[str]:
-    """Names of the repository's workspaces, and of those on their way to the queue."""
-    key = (repo.org, repo.name)
-    return {d.name for d in engine.board.values() if (d.org, d.repo) == key} | {
-        name for org, of_repo, name in engine.reserved if (org, of_repo) == key
-    }
+def open_names(engine: Engine, repo: Repo) -> dict[str, str]:
+    """Names of the repository's workspaces, and of those on their way to the queue, with the `org/repo` they are of.
+
+    The worktrees of one repository share its branches, so their workspaces may not share a name.
+    """
+    common = engine.common_dirs.get(repo.path)
+    family = {(r.org, r.name) for r in engine.repos.values() if common and engine.common_dirs.get(r.path) == common}
+    family.add((repo.org, repo.name))
+    used = [(d.org, d.repo, d.name) for d in engine.board.values()]
+    return {name: f"{org}/{of}" for org, of, name in (*used, *engine.reserved) if (org, of) in family}
 
 
-def names_with_traces(home: str, repo: Repo) -> set[str]:
-    """Names whose branch or kept work is still there, so that no new workspace is mistaken for them. Blocking."""
-    git_dir = refs.git_dir_of(Path(repo.path))
-    branches = refs.heads(refs.common_dir_of(git_dir))[1] if git_dir else {}
-    kept = Path(paths.repo_cache(home, repo.org, repo.name), "refs", "core-agent", "work")
+@dataclass(frozen=True)
+class Traces:
+    """What is still there of earlier names, so that no new workspace is mistaken for them."""
+
+    branches: dict[str, str]
+    """Name -> the branch of the user's repository that is in the way of `agent/<name>`."""
+    kept: set[str]
+    """Names with kept work in the cache."""
+    common_dirs: dict[str, str]
+    """Work tree -> git directory that all worktrees of its repository share."""
+
+
+def find_traces(home: str, repo: Repo, known: list[str]) -> Traces:
+    """Look for traces in a repository, and for the registered work trees that share it. Blocking.
+
+    Raises: branch_exists when a branch `agent` leaves no room for any.
+    """
+    common_dirs = {path: found for path in {repo.path, *known} if (found := _common_dir(path))}
+    heads = refs.heads(Path(common_dirs[repo.path]))[1] if repo.path in common_dirs else {}
+    if "refs/heads/agent" in heads:
+        raise CoreAgentError(
+            "branch_exists",
+            f"there is a branch `agent` in {repo.path}",
+            cause="the work of agents becomes branches agent/NAME, and git cannot have both",
+            hint="rename it: git branch -m agent NEW-NAME",
+        )
     own = "refs/heads/agent/"
-    return {ref.removeprefix(own) for ref in branches if ref.startswith(own)} | (
-        {entry.name for entry in kept.iterdir()} if kept.is_dir() else set()
-    )
+    branches = {ref[len(own) :].partition("/")[0]: ref[11:] for ref in heads if ref.startswith(own)}
+    kept = Path(paths.repo_cache(home, repo.org, repo.name), "refs", "core-agent", "work")
+    return Traces(branches, {entry.name for entry in kept.iterdir()} if kept.is_dir() else set(), common_dirs)
+
+
+def _common_dir(path: str) -> str:
+    git_dir = refs.git_dir_of(Path(path))
+    return os.path.realpath(refs.common_dir_of(git_dir)) if git_dir else ""
 
 
 def existing_for_issue(engine: Engine, dispatch: Dispatch) -> Dispatch | None:
