@@ -1,4 +1,4 @@
-"""What the shim's child does between fork and exec: wait for the claim, undo all that is the shim's, execute.
+"""Leaving a parent behind: the shim its starter, and the shim's child the shim, from the fork to the exec.
 
 Ground floor, standard library only; shim.py comes in. It must not know what happens to the agent afterwards.
 """
@@ -48,8 +48,37 @@ def _prctl_by_ctypes(option: int, value: int | bytes) -> bool:
     return bool(ctypes.CDLL(None).prctl(option, given, nothing, nothing, nothing) == 0)
 
 
+def detach() -> None:
+    """Leave the starter's session, descriptors and directory."""
+    for name in os.listdir("/dev/fd"):
+        if int(name) > 2:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    try:
+        os.setsid()
+    except OSError:
+        pass  # the starter did it for us
+    os.chdir("/")
+
+
+def say_started() -> None:
+    """Tell whoever spawned us, on our standard output, that the claim stands; then let go of it."""
+    try:
+        os.write(1, b"s")
+    except OSError:
+        pass  # the daemon is gone; the file `started` tells the next one
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
 def become_agent(
-    spec: dict[str, Any], umask: int, parent: int, gate_r: int, fail_w: int, out_w: int, err_w: int
+    spec: dict[str, Any], umask: int, parent: int, gate_r: int, fail_w: int, out_w: int, err_w: int, in_r: int = -1
 ) -> NoReturn:
     """In the child: wait for the claim, undo everything that is the shim's, execute."""
     step = "prepare"
@@ -70,7 +99,7 @@ def become_agent(
                 pass
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         step = "stdin"
-        stdin = os.open(spec.get("stdin") or os.devnull, os.O_RDONLY)
+        stdin = in_r if in_r >= 0 else os.open(spec.get("stdin") or os.devnull, os.O_RDONLY)
         for fd, target in ((stdin, 0), (out_w, 1), (err_w, 2)):
             os.dup2(fd, target)
         step = "working directory"

@@ -18,7 +18,7 @@ import time
 
 from coreagent.plainjson import dumps, loads
 from coreagent.procfs import Proc, below, brood, groupkill, look, marked, slurp, strike
-from coreagent.shim_agent import PR_SET_CHILD_SUBREAPER, PR_SET_NAME, become_agent, prctl
+from coreagent.shim_agent import PR_SET_CHILD_SUBREAPER, PR_SET_NAME, become_agent, detach, prctl, say_started
 from coreagent.shim_control import REQUEST_MAX, Control
 from coreagent.spool import Spool, claim, remove, reserve, sync_dir
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
     from typing import Any
+
+    from coreagent.shim_acp import Acp
 else:
     import _signal as signal  # without its enums: 3 ms
 
@@ -38,6 +40,9 @@ NOTICE_S = 0.05
 PATIENCE_S = 30.0
 """How long to wait for what SIGKILL does not end: uninterruptible sleep, or a process of another user."""
 KILLED_MAX = 50
+ASKED_FIRST = 0.6
+"""The share of a stop's grace in which an agent that has a protocol may answer, before the signal."""
+WIND_DOWN_S = 2.0
 ALREADY = 3
 """Exit code of a shim that did nothing, because the attempt belongs to somebody else or was voided."""
 
@@ -55,7 +60,8 @@ class Shim:
         self.umask = os.umask(0o077)
         self.poll = select.poll()
         self.handlers: dict[int, Callable[[int], None]] = {}
-        self.pipes: dict[int, Spool] = {}
+        self.pipes: dict[int, Spool | Acp] = {}
+        self.acp: Acp | None = None
         self.control: Control | None = None
         self.grace_s = float(spec["grace_s"])
         self.pid = 0
@@ -68,6 +74,8 @@ class Shim:
         self.began = self.last_out = clock()
         self.kill_at: float | None = None
         """When the grace of a stop ends."""
+        self.signal_at: float | None = None
+        """When an agent that was asked in its own protocol gets the signal all the same."""
         self.killing_since: float | None = None
         self.notice_at = self.strike_at = 0.0
         self.strikes = 0
@@ -113,6 +121,8 @@ class Shim:
         except OSError:
             pass  # the child was killed meanwhile; its status says so
         os.close(gate_w)
+        if self.acp:
+            self.acp.begin()
         return True
 
     def catch_signals(self) -> None:
@@ -133,6 +143,7 @@ class Shim:
         out_r, out_w = os.pipe()
         err_r, err_w = os.pipe()
         self.fail_r, fail_w = os.pipe()
+        in_r, in_w = os.pipe() if self.spec.get("acp") else (-1, -1)
         parent = os.getpid()
         # Until the child has its own handlers back, a signal to it has to wait, not to be swallowed by ours.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -140,11 +151,12 @@ class Shim:
             self.pid = os.fork()
             if self.pid == 0:
                 os.close(gate_w)
-                become_agent(self.spec, self.umask, parent, gate_r, fail_w, out_w, err_w)
+                become_agent(self.spec, self.umask, parent, gate_r, fail_w, out_w, err_w, in_r)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            for fd in (out_w, err_w, fail_w):
-                os.close(fd)
+            for fd in (out_w, err_w, fail_w, in_r):
+                if fd >= 0:
+                    os.close(fd)
         try:
             os.setpgid(self.pid, self.pid)  # here and in the child: whoever comes first, it is done before a signal
         except OSError:
@@ -155,19 +167,26 @@ class Shim:
             except OSError:
                 pass
         self.pipes = {out_r: self.out, err_r: self.err}
+        if in_w >= 0:
+            self.acp = self.pipes[out_r] = client_of(self, in_w, out_r)
         for fd, handler in ((out_r, self.pump), (err_r, self.pump), (self.fail_r, self.read_fail)):
             os.set_blocking(fd, False)
             self.on(fd, handler)
 
     # -- the loop
 
-    def on(self, fd: int, handler: Callable[[int], None]) -> None:
+    def on(self, fd: int, handler: Callable[[int], None], events: int = select.POLLIN) -> None:
         self.handlers[fd] = handler
-        self.poll.register(fd, select.POLLIN)
+        self.poll.register(fd, events)
+
+    def mute(self, fd: int) -> bool:
+        known = self.handlers.pop(fd, None) is not None
+        if known:
+            self.poll.unregister(fd)
+        return known
 
     def off(self, fd: int) -> None:
-        if self.handlers.pop(fd, None):
-            self.poll.unregister(fd)
+        if self.mute(fd):
             os.close(fd)
 
     def want_write(self, fd: int, want: bool) -> None:
@@ -191,6 +210,8 @@ class Shim:
         dues = []
         if self.kill_at is not None and now >= self.kill_at and self.killing_since is None:
             self.killing_since = now
+        if self.signal_at is not None and now >= self.signal_at:
+            self.signal()
         if self.killing_since is not None:
             if now >= self.strike_at:
                 self.strike()
@@ -198,8 +219,12 @@ class Shim:
                 self.strike_at = clock() + min(0.5, 0.005 * 2**self.strikes)
             dues.append(self.strike_at)
         elif self.kill_at is not None:
-            dues.append(self.kill_at)
+            dues += [self.kill_at] if self.signal_at is None else [self.kill_at, self.signal_at]
         else:
+            if self.acp and (due := self.acp.due(now)) is not None:
+                dues.append(due)
+            if self.kill_at is not None:
+                return now
             for name, since, limit in (
                 ("timeout", self.began, self.spec.get("wall_s")),
                 ("idle_timeout", self.last_out, self.spec.get("idle_s")),
@@ -244,7 +269,7 @@ class Shim:
         if not data:
             self.off(fd)
             return
-        if spool is self.out:
+        if spool is not self.err:
             self.last_out = clock()
         spool.feed(data)
 
@@ -266,14 +291,30 @@ class Shim:
         if self.stopped_by:
             self.kill_at = min(self.kill_at or deadline, deadline)
             return True
-        self.stopped_by, self.kill_at = why, deadline
+        self.stopped_by = why
+        self.kill_at = min(self.kill_at or deadline, deadline)
+        if self.acp and self.acp.cancel():
+            self.signal_at = clock() + (self.kill_at - clock()) * ASKED_FIRST
+        else:
+            self.signal()
+        return True
+
+    def wind_down(self, after_s: float) -> None:
+        """The agent has no more to do: the stop signal after so long, and the end a little later."""
+        if self.wait_status is None and self.kill_at is None:
+            self.signal_at = clock() + after_s
+            self.kill_at = self.signal_at + WIND_DOWN_S
+
+    def signal(self) -> None:
+        self.signal_at = None
+        if self.wait_status is not None:
+            return
         number = getattr(signal, f"SIG{self.spec['stop_signal']}", signal.SIGTERM)
         for each in (number, signal.SIGCONT):  # a stopped process handles nothing before it goes on
             try:
                 os.killpg(self.pid, each)
             except ProcessLookupError:
                 os.kill(self.pid, each)  # it went to another group; not reaped yet, so the pid is still its own
-        return True
 
     def reap(self) -> None:
         """Collect the dead. `childless`: the kernel says that nothing is left below (orphans become ours)."""
@@ -348,6 +389,8 @@ class Shim:
         """Leave nothing of the attempt but its files, `exit` last of all."""
         left = [f"{proc.pid} {proc.name}" for proc in below(os.getpid()) if not proc.dead] if not self.childless else []
         left += self.sweep()
+        if self.acp and self.acp.paused:
+            self.acp.listen()
         for fd in list(self.pipes):
             for _ in range(64):  # bounded: somebody out of our reach may hold the other end and write for ever
                 if fd not in self.handlers:
@@ -356,6 +399,8 @@ class Shim:
         if self.fail_r in self.handlers:
             self.read_fail(self.fail_r)
         remove(f"{self.dir}/reserve")
+        if self.acp:
+            self.acp.close()
         self.out.close()
         self.err.close()
         ended = self.wait_status is not None and not self.spawn_error
@@ -407,22 +452,10 @@ class Shim:
             time.sleep(0.01)
 
 
-def detach() -> None:
-    """Leave the starter's session, descriptors and directory."""
-    for name in os.listdir("/dev/fd"):
-        if int(name) > 2:
-            try:
-                os.close(int(name))
-            except OSError:
-                pass
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    try:
-        os.setsid()
-    except OSError:
-        pass  # the starter did it for us
-    os.chdir("/")
+def client_of(host: Shim, agent_in: int, agent_out: int) -> Acp:
+    from coreagent.shim_acp import Acp  # imported by main, before anything is executed
+
+    return Acp(host, host.spec, agent_in, agent_out, clock())
 
 
 def main(directory: str) -> int:
@@ -439,6 +472,8 @@ def main(directory: str) -> int:
     if os.path.exists(f"{directory}/started"):
         return ALREADY  # before the spec is asked for: it is gone when the attempt has ended
     spec = loads(slurp(f"{directory}/spec.json", 64 << 20))
+    if spec.get("acp"):
+        import coreagent.shim_acp  # noqa: F401 - now, or an upgrade could put another version in its place
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_NAME, b"core-shim")
     shim = Shim(directory, spec)
@@ -450,14 +485,3 @@ def main(directory: str) -> int:
         shim.give_up(error)
     shim.finish()
     return 0
-
-
-def say_started() -> None:
-    """Tell whoever spawned us, on our standard output, that the claim stands; then let go of it."""
-    try:
-        os.write(1, b"s")
-    except OSError:
-        pass  # the daemon is gone; the file `started` tells the next one
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
