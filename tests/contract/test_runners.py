@@ -175,6 +175,10 @@ _JSON = st.recursive(
     max_leaves=8,
 )
 # fmt: off
+_KINDS = [
+    "assistant", "user", "result", "system", "rate_limit_event", "error", "usage", "item.completed", "item.started",
+    "turn.completed", "turn.failed", "thread.started",
+]
 _KEYS = [
     "subtype", "message", "content", "usage", "tool_use_result", "permission_denials", "errors", "result",
     "rate_limit_info", "num_turns", "error", "session_id", "model", "total_cost_usd", "model_usage_since_last_result",
@@ -185,10 +189,7 @@ _KEYS = [
 
 @pytest.mark.parametrize("name", MEMBERS)
 @given(
-    kind=st.sampled_from(
-        "assistant user result system rate_limit_event error usage item.completed item.started"
-        " turn.completed turn.failed thread.started".split()
-    ),
+    kind=st.sampled_from(_KINDS),
     fields=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=5),
 )
 def test_no_shape_raises(name: str, kind: str, fields: dict[str, object]) -> None:

@@ -1,197 +1,37 @@
-"""The real `claude` CLI for tests: finding the pinned one, and running one turn of it as the shim would."""
+"""The real `claude` CLI for tests: the pinned one, and a workspace in which its turns are run."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import signal
-import subprocess
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome
 from coreagent.modelserver import ModelServer
-from coreagent.runners.base import Launch, NoSettings, Parser, lay_out
-from coreagent.runners.claude import Claude
+from tests.support import real
+from tests.support.real import Bench, Ran, Turn
 
-ROOT = Path(__file__).parents[2]
-INSTALLED = ROOT / "node_modules" / ".bin" / "claude"
+__all__ = ["KEY", "Bench", "Ran", "Turn", "bench", "find_claude", "pinned_version", "require_claude"]
+
 KEY = "sk-ant-scripted"
 
 
 def pinned_version() -> str:
-    """The version package.json pins."""
-    version: str = json.loads((ROOT / "package.json").read_text())["dependencies"]["@anthropic-ai/claude-code"]
-    return version
+    return real.pinned_version("claude")
 
 
-@lru_cache(maxsize=1)
 def find_claude() -> str:
-    """Return the pinned CLI: $CORE_AGENT_CLAUDE, or node_modules; "" when there is none."""
-    for place in (os.environ.get("CORE_AGENT_CLAUDE", ""), str(INSTALLED)):
-        if place and os.access(place, os.X_OK):
-            return place
-    return ""
+    return real.find("claude")
 
 
 def require_claude() -> str:
-    """Return the CLI. Without one: skip loudly on a person's machine; in CI install it, and fail when that fails."""
-    if not find_claude() and os.environ.get("CI") == "true":
-        install_claude()
-        find_claude.cache_clear()
-    path = find_claude()
-    if path:
-        return path
-    message = "the claude CLI is missing: run `npm install`, or set CORE_AGENT_CLAUDE to the program"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
-
-
-def install_claude() -> None:
-    """Install the pin of package.json into node_modules, once for all test processes."""
-    with (ROOT / "package.json").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.access(INSTALLED, os.X_OK):
-            return
-        # Its postinstall script puts the native program in place: no --ignore-scripts, no --omit=optional.
-        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-        if done.returncode:
-            pytest.fail(f"npm install failed:\n{done.stdout}{done.stderr}")
-
-
-@dataclass
-class Ran:
-    """One finished turn."""
-
-    outcome: Outcome
-    exit_code: int
-    events: list[AgentEvent]
-    stderr: str
-    raw: list[dict[str, Any]] = field(default_factory=list)
-
-    def kinds(self) -> list[EventKind]:
-        return [event.kind for event in self.events]
-
-
-@dataclass
-class Bench:
-    """A hermetic workspace with a git checkout, one session, and the model server."""
-
-    root: Path
-    server: ModelServer
-    launch: Launch
-
-    @property
-    def repo(self) -> Path:
-        return self.root / "repo"
-
-    def run(self, prompt: str, *, resume: str = "", previous: Cost | None = None, **changes: Any) -> Ran:
-        """Run one turn to its end."""
-        with self.start(prompt, resume=resume, previous=previous, **changes) as turn:
-            return turn.finish()
-
-    @contextmanager
-    def start(self, prompt: str, *, resume: str = "", previous: Cost | None = None, **changes: Any) -> Iterator[Turn]:
-        """Start one turn; whatever is left of it is killed at the end."""
-        env = {**self.launch.env, **changes.pop("env", {})}
-        launch = replace(self.launch, prompt=prompt, resume_session=resume, env=env, **changes)
-        runner = Claude()
-        plan = runner.plan(launch)
-        lay_out(plan)
-        prompt_file = self.root / "prompt"
-        prompt_file.write_bytes(plan.stdin or b"")
-        with prompt_file.open("rb") as stdin:
-            process = subprocess.Popen(
-                plan.argv,
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=launch.repo_dir,
-                env=plan.env,
-                start_new_session=True,
-            )
-        try:
-            yield Turn(process, runner.parser(previous_cost=previous), plan.session_id)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-
-
-@dataclass
-class Turn:
-    """A turn that is running."""
-
-    process: subprocess.Popen[bytes]
-    parser: Parser
-    session_id: str
-    events: list[AgentEvent] = field(default_factory=list)
-    raw: list[dict[str, Any]] = field(default_factory=list)
-
-    def read_until(self, wanted: Callable[[AgentEvent], bool]) -> AgentEvent:
-        """Feed lines until an event is the wanted one."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            for event in self._feed(line):
-                if wanted(event):
-                    return event
-        raise AssertionError("the stream ended before the event came")
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def finish(self, timeout_s: float = 30.0) -> Ran:
-        out, err = self.process.communicate(timeout=timeout_s)
-        for line in out.splitlines():
-            self._feed(line)
-        code = self.process.returncode
-        outcome = self.parser.end(code if code >= 0 else None, -code if code < 0 else None, err)
-        return Ran(outcome, code, self.events, err.decode(), self.raw)
-
-    def _feed(self, line: bytes) -> list[AgentEvent]:
-        events = self.parser.feed(line)
-        self.events += events
-        self.raw.append(json.loads(line))
-        return events
+    return real.require("claude")
 
 
 def bench(root: Path, server: ModelServer, path: str, env: Mapping[str, str] | None = None) -> Bench:
     """Lay out a workspace below `root` whose claude talks to `server`."""
-    for name in ("repo", "specs", "home", "config"):
-        (root / name).mkdir(parents=True)
-    base = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(root / "home"),
-        "LANG": "C.UTF-8",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_SYSTEM": os.devnull,
+    own = {
+        "ANTHROPIC_BASE_URL": server.url,
+        "ANTHROPIC_API_KEY": KEY,
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+        "API_TIMEOUT_MS": "15000",
     }
-    subprocess.run(["git", "init", "-q", str(root / "repo")], check=True, env=base)
-    launch = Launch(
-        prompt="",
-        session_id=str(uuid.uuid4()),
-        repo_dir=str(root / "repo"),
-        workspace_dir=str(root),
-        tmp_dir=str(root / "tmp"),
-        config_home=str(root / "config"),
-        settings=NoSettings(path=path),
-        env={
-            **base,
-            "ANTHROPIC_BASE_URL": server.url,
-            "ANTHROPIC_API_KEY": KEY,
-            "CLAUDE_CODE_MAX_RETRIES": "0",
-            "API_TIMEOUT_MS": "15000",
-            **(env or {}),
-        },
-    )
-    return Bench(root, server, launch)
+    return real.bench(root, server, "claude", path, {**own, **(env or {})})
