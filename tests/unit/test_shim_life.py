@@ -291,6 +291,22 @@ def test_a_full_disk_still_gets_an_exit(base: Path) -> None:
     assert out(folder).endswith(b"y\nthe end\n")
 
 
+@pytest.mark.parametrize("name", ["exit.tmp", "exit", "cancel", "records", "lock"])
+def test_a_pipe_in_place_of_its_record_holds_nobody(base: Path, name: str) -> None:
+    """The agent replaces a file of its own attempt, and ends."""
+    folder = prepare(base, ["true"])
+    spec = json.loads((folder / "spec.json").read_text())
+    spec["argv"] = sh(f"rm -f {folder}/{name}; mkfifo {folder}/{name}; exit 3")
+    (folder / "spec.json").write_text(json.dumps(spec))
+
+    async def scenario() -> ShimExit:
+        async with asyncio.timeout(20):
+            return await spawn(folder).wait()
+
+    done = asyncio.run(scenario())
+    assert (done.code, done.died) == (3, False) or (done.died and done.executed), done
+
+
 def test_signals_of_terminals_and_logouts_do_not_reach_the_agent(base: Path) -> None:
     async def scenario() -> ShimExit:
         running = spawn(prepare(base, sh("echo up; sleep 900")))
