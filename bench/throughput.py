@@ -60,23 +60,24 @@ def bare(top: Path, scratch: Path, count: int) -> float:
     def loop(share: Iterator[int]) -> None:
         for number in share:
             tree = str(scratch / f"bare{number}")
-            add(top, tree)
+            worktree(top, tree, "add", "-q", "--detach")
             subprocess.run(["true"], cwd=tree, check=True)
-            git("worktree", "remove", tree, cwd=top)
+            worktree(top, tree, "remove")
 
     with ThreadPoolExecutor(LANES) as pool:
         return timed(lambda: list(pool.map(loop, map(iter, shares))))
 
 
-def add(top: Path, tree: str) -> None:
-    """Add a worktree. Git fails once in a while when the other lane is just removing one; a loop would try again."""
+def worktree(top: Path, tree: str, verb: str, *options: str) -> None:
+    """Add or remove a tree. Git fails once in a while when the other lane is at it too; a loop would try again."""
     for last in (False, False, False, False, True):
         try:
-            git("worktree", "add", "-q", "--detach", tree, cwd=top)
+            git("worktree", verb, *options, tree, cwd=top)
         except subprocess.CalledProcessError:
             if last:
                 raise
-            shutil.rmtree(tree, ignore_errors=True)
-            git("worktree", "prune", cwd=top)
+            if verb == "add":  # it may have left half a tree
+                shutil.rmtree(tree, ignore_errors=True)
+                git("worktree", "prune", cwd=top)
         else:
             return
