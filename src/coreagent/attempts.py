@@ -39,6 +39,10 @@ _SMALL = 1 << 20
 """More than a shim writes into `started` or `exit`."""
 
 
+FIRST_LOOK_S = 0.02
+"""An attempt that ends sooner is not worth a connection; its output is read at the end."""
+
+
 @dataclass(frozen=True)
 class Started:
     """The claim of an attempt. `void`: the daemon took it, nothing was or will be executed."""
@@ -147,6 +151,11 @@ def sweep(attempt: str) -> list[int]:
     return kill_found(find)
 
 
+def shim_environment() -> dict[str, str]:
+    """The environment of a shim."""
+    return {name: os.environ[name] for name in _SHIM_ENV if name in os.environ}
+
+
 def spawn(directory: str | Path, python: str = sys.executable) -> Shim:
     """Start the shim of an attempt, detached; it outlives this process.
 
@@ -154,13 +163,12 @@ def spawn(directory: str | Path, python: str = sys.executable) -> Shim:
     """
     folder = str(Path(directory).absolute())
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    env = {name: os.environ[name] for name in _SHIM_ENV if name in os.environ}
     born_r, born_w = os.pipe()
     try:
         pid = os.posix_spawn(
             python,
             [python, "-I", "-S", str(shim_module.__file__), folder],
-            env,  # it leaves our session and closes what else it inherited by itself
+            shim_environment(),  # it leaves our session and closes what else it inherited by itself
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
                 (os.POSIX_SPAWN_DUP2, born_w, 1),  # it says there when the attempt is started
@@ -204,7 +212,13 @@ class Shim:
         self._follower: asyncio.Task[None] | None = None
         self._callbacks: list[OutputCallback] = []
         self._told = (-1, -1)
-        self._socket = _socket_of(directory)
+        self._known_socket = ""
+
+    @property
+    def _socket(self) -> str:
+        """Looked up when it is needed: most attempts end before anybody wants to talk to their shim."""
+        self._known_socket = self._known_socket or _socket_of(self.dir)
+        return self._known_socket
 
     async def started(self) -> Started | None:
         """Wait until the claim stands and return it; None when the shim ended without it, so that nothing ran."""
@@ -358,6 +372,7 @@ class Shim:
 
     async def _follow(self) -> None:
         delay = 0.01
+        await asyncio.sleep(FIRST_LOOK_S)
         while True:
             try:
                 reader, writer = await asyncio.open_unix_connection(self._socket)

@@ -63,10 +63,16 @@ def ancestors(pid: int) -> list[tuple[int, int]]:
     """Parent, grandparent, ... as (pid, start), as far up as can be seen; without the process itself."""
     found: list[tuple[int, int]] = []
     seen = {pid}
-    while (parent := _parent(pid)) and parent not in seen:
+    parent = _parent(pid)
+    while parent and parent not in seen:
         seen.add(parent)
-        found.append((parent, start_time(parent)))
-        pid = parent
+        if LINUX:
+            proc = look(parent)
+            found.append((parent, proc.start if proc else 0))
+            parent = proc.ppid if proc else 0
+        else:
+            found.append((parent, _ps_start(parent)))
+            parent = _parent(parent)
     return found
 
 

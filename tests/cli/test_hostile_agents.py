@@ -138,7 +138,7 @@ def test_a_hostile_agent(home: Home, name: str) -> None:
     elif case.stage == "harvest_rejected":
         kept = home.json("rescue", "list")
         assert [k["workspace"] for k in kept] == [reply["workspace"]]
-    others = {pid: what for pid, what in home.processes().items() if pid != home.daemon_pid}
+    others = home.strangers()
     assert not others, f"processes are left: {others}"
     assert list((home.core / "attempts").glob("*")) == []
 

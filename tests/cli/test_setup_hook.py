@@ -36,7 +36,7 @@ def log_of(home: Home, row: dict[str, Any]) -> Path:
 
 
 def others(home: Home) -> dict[int, str]:
-    return {pid: what for pid, what in home.processes().items() if pid != home.daemon_pid}
+    return home.strangers()
 
 
 MESS = "echo new > made; mkdir -p sub; echo new > sub/made; echo more >> README.md; git config core.fsmonitor false"

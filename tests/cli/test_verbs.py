@@ -361,5 +361,5 @@ def test_setup_hooks_run_when_trusted(home: Home) -> None:
     row = world.settle()[broken["dispatch_id"]]
     assert "exit code 3" in row["detail"]
     assert len(world.executions()) == 4  # neither came to an agent
-    others = {pid: what for pid, what in home.processes().items() if pid != home.daemon_pid}
+    others = home.strangers()
     assert not others

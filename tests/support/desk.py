@@ -100,7 +100,7 @@ class Desk:
 
     def agents(self) -> dict[int, str]:
         """What runs in this home beside the daemon."""
-        return {pid: what for pid, what in self.home.processes().items() if pid != self.home.daemon_pid}
+        return self.home.strangers()
 
     def wait_for_file(self, path: Path) -> None:
         ends = time.monotonic() + WAIT_S

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coreagent import paths
+from coreagent import paths, process
 from coreagent.capability import Caller
 from coreagent.cli.session import exchange
 from coreagent.daemon import house, launch
@@ -166,6 +166,13 @@ class Home:
                 if mark.encode() in told and _state(entry) not in ("Z", "X"):
                     found[int(entry.name)] = _read(entry / "cmdline").replace(b"\0", b" ").decode(errors="replace")
         return found
+
+    def strangers(self) -> dict[int, str]:
+        """`processes`, less the daemon and the one that it has its shims forked from."""
+        daemon = self.daemon_pid
+        held = {daemon} | {pid for pid, what in self.processes().items() if daemon and " --nursery " in what
+                           and process.ancestors(pid)[:1] == [(daemon, process.start_time(daemon))]}  # fmt: skip
+        return {pid: what for pid, what in self.processes().items() if pid not in held}
 
     def close(self) -> None:
         """Stop the daemon and its agents, remove everything, and fail when something is left."""

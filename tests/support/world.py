@@ -108,7 +108,7 @@ class World:
         assert on_disk <= known, f"directories that nothing refers to: {on_disk - known}"
         assert not (core / "archive" / "orphans").exists()
         assert [p.name for p in (core / "run").glob("*.sock")] in ([], ["daemon.sock"])
-        others = {pid: what for pid, what in self.home.processes().items() if pid != self.home.daemon_pid}
+        others = self.home.strangers()
         assert not others, f"processes are left: {others}"
         assert list(self.repo.glob(".git/*.lock")) == []
 

@@ -88,7 +88,7 @@ def test_what_each_kind_of_turn_says(tmp_path: Path) -> None:
         layout(str(room.home), room.core.settings, made).prompt.write_text("the first prompt")
 
         async def said(**how: str) -> str:
-            made_plan = await launch.plan(room.engine, made, attempt(made, **how))
+            made_plan = launch.plan(room.engine, made, attempt(made, **how))
             return (made_plan.stdin or b"").decode()
 
         assert "the first prompt" in await said()

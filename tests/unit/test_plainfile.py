@@ -134,7 +134,7 @@ def test_what_lies_beside_a_checkout_is_replaced(tmp_path: Path, kind: str) -> N
         lay(place.prompt, kind)
         attempt = Attempt(id="a", dispatch_id=made.id, n=1, claimed_at=NOW)
         with pytest.raises(CoreAgentError) as caught:
-            await launch.plan(room.engine, made, attempt)
+            launch.plan(room.engine, made, attempt)
         assert caught.value.slug == "workspace_gone"
         if kind != "directory":
             lay(place.meta / "status.json", kind)

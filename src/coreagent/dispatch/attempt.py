@@ -122,8 +122,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         await engine.apply_settings(dispatch)
         dispatch = await prep.prepare(engine, dispatch, attempt)
         core.crash_point("prepared")
-        plan = await launch.plan(engine, dispatch, attempt)
-        core.mark("planned")
+        await asyncio.to_thread(launch.ready, engine, dispatch, attempt, directory)
     except CoreAgentError as error:
         reason = Reason.SETUP_FAILED if error.slug == "setup_failed" else Reason.PREP_FAILED
         verdict = Verdict(State.FAILED, reason, _one_line(error))
@@ -132,9 +131,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     if stopped := _stopped(live):
         await _never_started(engine, dispatch, attempt, live, stopped)
         return
-    await asyncio.to_thread(launch.write_spec, engine, dispatch, attempt, plan, directory)
-    core.crash_point("spec-written")
-    shim = live.shim = attempts.spawn(directory)  # from here on a stop goes to the shim
+    shim = live.shim = engine.nursery.spawn(directory)  # from here on a stop goes to the shim
     core.crash_point("spawned")
     if await shim.started() is None:
         await _unborn(engine, dispatch, attempt, live, shim)

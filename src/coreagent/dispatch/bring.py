@@ -157,6 +157,8 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
         rejected = Harvest(status="rejected", branch=dispatch.branch, reason=error.slug, detail=detail[:400])
         return Home(rejected, changed=True, branch_sha=dispatch.branch_sha)
     if taken.sha == start and not taken.blocking:
+        if not dispatch.branch_sha:
+            return Home(Harvest(status="none"), changed=False)
         return await asyncio.to_thread(_undone, core.home, dispatch)
     harvest = Harvest(
         status="complete",
@@ -188,8 +190,6 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
 
 def _undone(home: str, dispatch: Dispatch) -> Home:
     """Nothing differs from the start: what an earlier turn brought is taken back too, and kept under a rescue ref."""
-    if not dispatch.branch_sha:
-        return Home(Harvest(status="none"), changed=False)
     cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
     kept = git_rescue.rescue_save(cache, dispatch.name, dispatch.branch_sha)
     gone = drop_branch(dispatch)

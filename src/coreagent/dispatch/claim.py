@@ -29,7 +29,11 @@ class Facts:
 
 def order(queued: Iterable[Dispatch]) -> list[Dispatch]:
     """Queue order: priority first, first in first out within it."""
-    return sorted(queued, key=lambda d: (-d.priority, d.queued_at, d.id))
+    return sorted(queued, key=_rank)
+
+
+def _rank(d: Dispatch) -> tuple[int, datetime, str]:
+    return -d.priority, d.queued_at, d.id
 
 
 def obstacle(dispatch: Dispatch, facts: Facts) -> str:
@@ -52,10 +56,8 @@ def obstacle(dispatch: Dispatch, facts: Facts) -> str:
 
 def next_claim(queued: Iterable[Dispatch], facts: Facts) -> Dispatch | None:
     """The dispatch to claim now, or None."""
-    for dispatch in order(d for d in queued if d.state is State.QUEUED):
-        if not obstacle(dispatch, facts):
-            return dispatch
-    return None
+    free = (d for d in queued if d.state is State.QUEUED and not obstacle(d, facts))
+    return min(free, key=_rank, default=None)
 
 
 def next_time(queued: Iterable[Dispatch], now: datetime) -> datetime | None:

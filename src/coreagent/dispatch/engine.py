@@ -24,6 +24,7 @@ from coreagent.dispatch.live import LiveAttempt
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
 from coreagent.models.dispatch import ACTIVE, RESTING, Attempt, Dispatch, Event, Repo, State, check_move
+from coreagent.nursery import Nursery
 from coreagent.store.change import SaveAttempt, SaveDispatch, SaveEvent, SetControl
 from coreagent.store.store import Store
 
@@ -79,6 +80,7 @@ class Engine:
         """Why an attempt shall stop that is claimed and not yet followed, by dispatch id."""
         self.troubles: dict[str, str] = {}
         """What the daemon cannot do right now, by dispatch id, for `status`."""
+        self.nursery = Nursery(core.home)
         self.draining = False
         self.stopping = False
         self._seq = 0
@@ -228,7 +230,7 @@ class Engine:
         async with self.deciding(dispatch_id):
             dispatch = self.board.get(dispatch_id)
             if dispatch is None or dispatch.state in RESTING:
-                await asyncio.to_thread(environment.forget, self.core.home, dispatch_id)
+                environment.forget(self.core.home, dispatch_id)  # one unlink costs less than a change of thread
 
     async def apply_settings(self, dispatch: Dispatch) -> trust.Applied:
         """Find out which settings are in force for a dispatch, and remember it for `settings_of`."""
@@ -400,6 +402,7 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self.nursery.close()
 
     def busy(self) -> Iterable[Dispatch]:
         return list(self.board.active.values())

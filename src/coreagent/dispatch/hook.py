@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 
+def wanted(engine: Engine, dispatch: Dispatch) -> bool:
+    """Whether the settings in force have a setup hook."""
+    return bool(engine.settings_of(dispatch).settings.hooks.setup.run)
+
+
 async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None, place: Layout, base: Base) -> str:
     """Run the hook of the settings, if there is one, and make what it left the start; return a note for people.
 

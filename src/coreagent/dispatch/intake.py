@@ -24,6 +24,7 @@ from coreagent.plural import plural
 from coreagent.store.change import SaveRepo
 
 if TYPE_CHECKING:
+    from coreagent.core import Core
     from coreagent.dispatch.engine import Engine
 
 TASK_MAX = 256 << 10
@@ -57,47 +58,25 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     if options.pr is not None:
         base = await asyncio.to_thread(pull_request, base, options.pr)
     repo = register(engine, base, request.org)
-    at_head = options.branch is None and options.tag is None and options.pr is None
-    applied = await asyncio.to_thread(trust.apply, core.settings, repo, base.sha, at_head)
-    settings = applied.settings
-    agent = request.agent or settings.dispatch.default_agent
-    chosen = config.resolve_agent(agent, settings)
-    runner = runners.load(chosen.runner)
-    own = launch.runner_settings(core, chosen.runner)
-    options = options.model_copy(update={"template": options.template or settings.dispatch.default_template})
-    await check_content(engine, options)
-    options = options.model_copy(update={"permissions": options.permissions or own.permissions})
-    if options.permissions == "bypass" and runner.name not in ("command", "scripted") and not repo.bypass_consent:
-        raise CoreAgentError(
-            "consent_needed",
-            f"agents may not yet run without asking in {repo.org}/{repo.name}",
-            cause="permissions are `bypass` and there is no sandbox: the agent can run any command as you",
-            hint="agree once with `core-agent repo trust --bypass` in its directory, or use --permissions edits",
-            data={"repo": str(base.top)},
-        )
-    found = await asyncio.to_thread(runner.find, caller.env or core.env, own)
-    if chosen.runner != "command":
-        found.require()
-    login = await asyncio.to_thread(runner.login, caller.env or core.env, own)
-    if login.state == "no":
-        raise CoreAgentError("not_logged_in", f"{chosen.runner} is not logged in", cause=login.how, hint=login.hint)
-    traces = await asyncio.to_thread(find_traces, core.home, repo, [r.path for r in engine.repos.values()])
-    engine.common_dirs.update(traces.common_dirs)
+    known = [r.path for r in engine.repos.values()]
+    looked = await asyncio.to_thread(_look, core, caller, request, base, repo, known)
+    applied, options, chosen = looked.applied, looked.options, looked.chosen
+    engine.common_dirs.update(looked.traces.common_dirs)
     now = core.now()
     made = Dispatch(
         id=core.new_id(),
         org=repo.org,
         repo=repo.name,
-        name=choose_name(engine, repo, request, task, traces),
+        name=choose_name(engine, repo, request, task, looked.traces),
         repo_path=str(base.top),
         base_ref=base.ref if base.kind != "detached" else "",
         base_sha=base.sha,
         task=task,
-        agent=agent,
+        agent=looked.agent,
         runner=chosen.runner,
         model=chosen.model,
         identity=chosen.identity,
-        pool=config.pool_of(chosen.runner, chosen.model, settings),
+        pool=config.pool_of(chosen.runner, chosen.model, applied.settings),
         options=options,
         priority=request.priority,
         left_out=0 if options.with_changes else base.dirty,
@@ -108,6 +87,46 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     engine.remember_settings(made, applied)
     launch.preview(core, caller, made, task)
     return made, base
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What the disk and the settings say about a request."""
+
+    applied: trust.Applied
+    options: Options
+    agent: str
+    chosen: config.Chosen
+    traces: Traces
+
+
+def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, known: list[str]) -> _Looked:
+    """Settings, agent, texts, consent, login and names, in one change of thread. Blocking."""
+    at_head = request.options.branch is None and request.options.tag is None and request.options.pr is None
+    applied = trust.apply(core.settings, repo, base.sha, at_head)
+    settings, options = applied.settings, request.options
+    agent = request.agent or settings.dispatch.default_agent
+    chosen = config.resolve_agent(agent, settings)
+    runner = runners.load(chosen.runner)
+    own = launch.runner_settings(core, chosen.runner)
+    options = options.model_copy(update={"template": options.template or settings.dispatch.default_template})
+    check_content(core.home, options)
+    options = options.model_copy(update={"permissions": options.permissions or own.permissions})
+    if options.permissions == "bypass" and runner.name not in ("command", "scripted") and not repo.bypass_consent:
+        raise CoreAgentError(
+            "consent_needed",
+            f"agents may not yet run without asking in {repo.org}/{repo.name}",
+            cause="permissions are `bypass` and there is no sandbox: the agent can run any command as you",
+            hint="agree once with `core-agent repo trust --bypass` in its directory, or use --permissions edits",
+            data={"repo": str(base.top)},
+        )
+    found = runner.find(caller.env or core.env, own)
+    if chosen.runner != "command":
+        found.require()
+    login = runner.login(caller.env or core.env, own)
+    if login.state == "no":
+        raise CoreAgentError("not_logged_in", f"{chosen.runner} is not logged in", cause=login.how, hint=login.hint)
+    return _Looked(applied, options, agent, chosen, find_traces(core.home, repo, known))
 
 
 def check_task(task: str, options: Options) -> None:
@@ -149,16 +168,15 @@ def check_text(what: str, *texts: str) -> None:
         )
 
 
-async def check_content(engine: Engine, options: Options) -> None:
-    """Raise when a template, persona or plan does not exist or lacks a variable."""
-    home = engine.core.home
+def check_content(home: str, options: Options) -> None:
+    """Raise when a template, persona or plan does not exist or lacks a variable. Blocking."""
     named: list[tuple[library.Kind, str]] = [("template", options.template)]
     if options.persona:
         named.append(("persona", options.persona))
     if options.plan_template:
         named.append(("plan", options.plan_template))
     for kind, name in named:
-        (await asyncio.to_thread(library.load, kind, name, home)).fill(options.variables)
+        library.load(kind, name, home).fill(options.variables)
 
 
 def find_repository(engine: Engine, caller: Caller, repo: str, org: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -26,8 +25,19 @@ if TYPE_CHECKING:
 SPEC_VERSION = 1
 
 
-async def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
-    """Return what this attempt executes, with its directories and credentials in place.
+def ready(engine: Engine, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
+    """Write what this attempt executes into its spool, with its directories and credentials in place. Blocking.
+
+    Raises: runner_missing, runner_too_old, blocked_flag, bad_script, settings_invalid, no_space.
+    """
+    made = plan(engine, dispatch, attempt)
+    engine.core.mark("planned")
+    write_spec(engine, dispatch, attempt, made, directory)
+    engine.core.crash_point("spec-written")
+
+
+def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
+    """Return what this attempt executes, with its directories and credentials in place. Blocking.
 
     Raises: runner_missing, runner_too_old, blocked_flag, bad_script, settings_invalid, workspace_gone.
     """
@@ -36,11 +46,11 @@ async def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
     if attempt.kind == "resume" and attempt.prompt:
         prompt = attempt.prompt
     else:
-        first = await asyncio.to_thread(_first_prompt, place, dispatch)
+        first = _first_prompt(place, dispatch)
         added = "\n\n".join(part for part in (first, attempt.prompt) if part)
         prompt = fresh_prompt(first, attempt.prompt) if attempt.kind == "fresh" else added
     made = runner.plan(make_launch(engine.core, dispatch, attempt, runner, place, prompt))
-    await asyncio.to_thread(lay_out, made)
+    lay_out(made)
     return made
 
 

@@ -83,6 +83,8 @@ class LiveAttempt:
         """Why a person wants it stopped; honoured before the exec too."""
         self._reader = OutputReader(directory / "out", parser)
         self._more = asyncio.Event()
+        self._said = False
+        """There is, or was, something to read."""
         self._told = 0.0
         self._reading: asyncio.Task[None] | None = None
 
@@ -93,8 +95,7 @@ class LiveAttempt:
     async def follow(self, shim: attempts.Shim) -> attempts.ShimExit:
         """Read along until the shim is gone, and return how it ended. Everything the agent said is parsed then."""
         self.shim = shim
-        shim.on_output(lambda _out, _err: self._more.set())
-        self._more.set()
+        shim.on_output(self._grown)
         self._reading = asyncio.create_task(self._read_along())
         try:
             if self.stop_requested:
@@ -103,8 +104,14 @@ class LiveAttempt:
         finally:
             self._reading.cancel()
         await asyncio.wait([self._reading])
-        await asyncio.to_thread(self._reader.read, final=True)
+        if self._said:
+            await asyncio.to_thread(self._reader.read, final=True)
         return ended
+
+    def _grown(self, out: int, _err: int) -> None:
+        if out:
+            self._said = True
+            self._more.set()
 
     async def _read_along(self) -> None:
         while True:

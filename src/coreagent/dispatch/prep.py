@@ -23,10 +23,12 @@ from coreagent.git import record
 from coreagent.git.inspect import Base, inspect
 from coreagent.git.run import environment as environment_of_git
 from coreagent.git.run import git
+from coreagent.git.untouched import handed_over
 from coreagent.models.dispatch import Attempt, Dispatch
 from coreagent.plainfile import read_plain, write_plain
 
 if TYPE_CHECKING:
+    from coreagent.core import Core
     from coreagent.dispatch.engine import Engine
 
 CONTEXT_FILES = ("CODEX.md", "CLAUDE.md", "GEMINI.md", "AGENTS.md")
@@ -40,29 +42,45 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     """
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
-    if await asyncio.to_thread(place.prepared.exists) and (dispatch.runs or place.repo.exists()):
-        await asyncio.to_thread(check_checkout, core.home, place, dispatch)
+    template = dispatch.options.template or engine.settings_of(dispatch).settings.dispatch.default_template
+    hooked = hook.wanted(engine, dispatch)
+    base = engine.bases.pop(dispatch.id, None)
+    new = await asyncio.to_thread(_make, core, dispatch, place, base, template, hooked)
+    if new is None:
         if dispatch.options.with_changes and not dispatch.start_sha and not dispatch.runs:
             # The daemon died between the mark and the row, and no agent was here yet.
             start = json.loads(await asyncio.to_thread(read_plain, place.prepared))["start"]
             return await engine.update(dispatch, start_sha=start)
         return dispatch
-    base = engine.bases.pop(dispatch.id, None)
-    if base is None:
-        base = await asyncio.to_thread(rebuild_base, dispatch)
-    made, log = await asyncio.gather(
-        asyncio.to_thread(_check_out, engine, dispatch, place, base),
-        asyncio.to_thread(recent_commits, base.git_dir, base.sha),
-    )
-    core.crash_point("checked-out")
-    text = await render_prompt(engine, dispatch, log)
-    core.mark("rendered")
-    await asyncio.to_thread(_write_files, place, text, runners.load(dispatch.runner).context_file)
-    note = await hook.run_setup(engine, dispatch, attempt, place, base)
-    await asyncio.to_thread(_mark_prepared, place, dispatch, made)
+    made, base = new
+    note = ""
+    if hooked:
+        note = await hook.run_setup(engine, dispatch, attempt, place, base)
+        await asyncio.to_thread(_mark_prepared, core, place, dispatch, made)
     if (made.start, made.left_out, note) == (dispatch.base_sha, dispatch.left_out, dispatch.setup_note):
         return engine.board[dispatch.id]  # the row says so already: no need to wait for the disk
     return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out, setup_note=note)
+
+
+def _make(
+    core: Core, dispatch: Dispatch, place: Layout, base: Base | None, template: str, hooked: bool
+) -> tuple[git_checkout.Checkout, Base] | None:
+    """Make the workspace, all of it unless it is to be `hooked` first; None when it is ready already.
+
+    One function, because each change of thread costs as much as many of these steps. Blocking.
+    """
+    if place.prepared.exists() and (dispatch.runs or place.repo.exists()):
+        check_checkout(core.home, place, dispatch)
+        return None
+    base = base or rebuild_base(dispatch)
+    made = _check_out(core, dispatch, place, base)
+    core.crash_point("checked-out")
+    text = _prompt(core, dispatch, template, recent_commits(base.git_dir, base.sha))
+    core.mark("rendered")
+    _write_files(place, text, runners.load(dispatch.runner).context_file)
+    if not hooked:
+        _mark_prepared(core, place, dispatch, made)
+    return made, base
 
 
 def check_checkout(home: str, place: Layout, dispatch: Dispatch) -> None:
@@ -101,8 +119,7 @@ def rebuild_base(dispatch: Dispatch) -> Base:
         )
 
 
-def _check_out(engine: Engine, dispatch: Dispatch, place: Layout, base: Base) -> git_checkout.Checkout:
-    core = engine.core
+def _check_out(core: Core, dispatch: Dispatch, place: Layout, base: Base) -> git_checkout.Checkout:
     cleanup.remove_tree(place.root)
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     git_cache.ensure_cache(cache, base)
@@ -130,9 +147,10 @@ def _write_files(place: Layout, text: str, context_file: str) -> None:
             (place.root / name).write_text(note)
 
 
-def _mark_prepared(place: Layout, dispatch: Dispatch, made: git_checkout.Checkout) -> None:
+def _mark_prepared(core: Core, place: Layout, dispatch: Dispatch, made: git_checkout.Checkout) -> None:
     body = {"dispatch": dispatch.id, "start": made.start, "skipped": list(made.skipped)}
     write_plain(place.prepared, json.dumps(body).encode())
+    handed_over(Path(paths.index_copy(core.home, dispatch.id)), os.lstat(place.prepared).st_mtime_ns)
 
 
 def recent_commits(git_dir: Path, sha: str) -> tuple[str, ...]:
@@ -151,10 +169,15 @@ def _log(git_dir: Path, sha: str) -> tuple[str, ...]:
 
 async def render_prompt(engine: Engine, dispatch: Dispatch, git_log: tuple[str, ...] = ()) -> str:
     """Assemble the first prompt from what is known of the dispatch and its checkout."""
-    core, options = engine.core, dispatch.options
+    template = dispatch.options.template or engine.settings_of(dispatch).settings.dispatch.default_template
+    return await asyncio.to_thread(_prompt, engine.core, dispatch, template, git_log)
+
+
+def _prompt(core: Core, dispatch: Dispatch, template: str, git_log: tuple[str, ...]) -> str:
+    options = dispatch.options
     place = layout(core.home, core.settings, dispatch)
     looked_at = place.repo if place.repo.is_dir() else Path(dispatch.repo_path)
-    found = await asyncio.to_thread(lambda: stack.detect(stack.look(looked_at)))
+    found = stack.detect(stack.look(looked_at))
     facts = prompt.PromptFacts(
         task=dispatch.task,
         org=dispatch.org,
@@ -162,7 +185,7 @@ async def render_prompt(engine: Engine, dispatch: Dispatch, git_log: tuple[str, 
         branch=dispatch.branch,
         base_ref=dispatch.base_ref,
         stack=found,
-        template=options.template or engine.settings_of(dispatch).settings.dispatch.default_template,
+        template=template,
         persona=options.persona,
         plan_template=options.plan_template,
         variables=options.variables,
@@ -172,7 +195,7 @@ async def render_prompt(engine: Engine, dispatch: Dispatch, git_log: tuple[str, 
         git_log=git_log,
         home=core.home,
     )
-    return await asyncio.to_thread(prompt.render, facts)
+    return prompt.render(facts)
 
 
 def write_answer(place: Layout, question: str, answer: str) -> None:

@@ -1,12 +1,13 @@
 """What stands in the user's repository, read without leaving a trace there.
 
-Dispatch comes in here first with whatever directory the person stands in. On the hot path: two git processes, run side
-by side. It must not write anything, and must not know caches or workspaces.
+Dispatch comes in here first with whatever directory the person stands in. On the hot path: one git process, and another
+beside it for a repository not seen before. It must not write anything, and must not know caches or workspaces.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -57,6 +58,8 @@ def inspect(path: Path, branch: str | None = None, tag: str | None = None) -> Ba
     with _status(path) as scan:
         facts = _facts(path)
         status = _finish(scan)
+    if status.code != 0:
+        facts = _ask(path)  # it says better than a failed `git status` what is wrong there
     base = _base(path.resolve(), facts, status)
     if branch is None and tag is None:
         if not base.sha:
@@ -67,6 +70,51 @@ def inspect(path: Path, branch: str | None = None, tag: str | None = None) -> Ba
             )
         return base
     return _named(base, branch, tag)
+
+
+_Signature = tuple[tuple[int, ...], ...]
+_known: dict[str, tuple[_Signature, list[str]]] = {}
+"""Directory -> what `_ask` said of it, and what that depends on: many tasks start from the same one."""
+_KNOWN_MOST = 64
+
+
+def _facts(path: Path) -> list[str]:
+    """What `_ask` says, from memory while nothing that it depends on has changed."""
+    signature = _signature(path)
+    known = _known.get(str(path))
+    if known is not None and known[0] == signature:
+        return known[1]
+    facts = _ask(path)
+    if signature is not None:
+        if len(_known) >= _KNOWN_MOST:
+            _known.clear()
+        _known[str(path)] = signature, facts
+    return facts
+
+
+def _signature(path: Path) -> _Signature | None:
+    """Identity and times of all that `_ask` depends on; None for anything but the top of an ordinary work tree.
+
+    A `.git` file, a directory further down or a configuration that includes others depends on more than these.
+    """
+    seen: list[tuple[int, ...]] = []
+    try:
+        for place in (path, path / ".git"):
+            entry = os.lstat(place)
+            if not stat.S_ISDIR(entry.st_mode):
+                return None
+            seen.append((entry.st_dev, entry.st_ino, entry.st_uid))
+        if b"include" in (path / ".git" / "config").read_bytes().lower():
+            return None
+    except OSError:
+        return None
+    for name in ("config", "config.worktree", "shallow", "commondir"):
+        try:
+            entry = os.lstat(path / ".git" / name)
+            seen.append((entry.st_ino, entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns))
+        except OSError:
+            seen.append(())
+    return tuple(seen)
 
 
 def _named(base: Base, branch: str | None, tag: str | None) -> Base:
@@ -124,7 +172,7 @@ def _finish(process: subprocess.Popen[bytes]) -> Done:
     return Done(process.returncode, out, err)
 
 
-def _facts(path: Path) -> list[str]:
+def _ask(path: Path) -> list[str]:
     """bare, inside-work-tree, shallow, object format, way up, git directory (last: it may hold newlines)."""
     args = (
         "rev-parse",

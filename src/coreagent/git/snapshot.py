@@ -1,7 +1,7 @@
 """The state an agent left, as one commit of the cache, however hostile the workspace.
 
 The engine comes in here when an attempt has ended. Git runs with the cache as its git directory and the daemon's own
-copy of the index, so no config, hook, filter or flag of the agent's takes part. Nothing changed costs one process.
+copy of the index, so no config, hook, filter or flag of the agent's takes part. Nothing changed costs no process.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from coreagent.git.cache import bases, locked, note
 from coreagent.git.check import Limits, Problem, check
 from coreagent.git.commit import stage, write_commit, write_tree
 from coreagent.git.diff import changes, diff, summed
-from coreagent.git.history import committed_exclusions, descends, messages, read_history
+from coreagent.git.history import History, committed_exclusions, descends, messages, read_history
 from coreagent.git.pack import quoted
 from coreagent.git.record import Module, Record, load
 from coreagent.git.run import disk, environment, git
 from coreagent.git.scan import Scan, scan
+from coreagent.git.untouched import untouched
 
 WORK = "refs/core-agent/work/"
 _GITLINK = "160000"
@@ -71,9 +72,17 @@ def snapshot(
     if repo_dir.is_symlink() or not repo_dir.is_dir() or str(repo_dir.resolve()) != record.top:
         detail = "repo is a symlink, gone, or in another place than the daemon put it"
         return Snapshot(base_sha, problems=(Problem("workspace_replaced", str(repo_dir), detail),))
+    previous = _noted(cache, WORK + name)
+    history = read_history(cache, repo_dir, base_sha, set(bases(cache)), previous)
+    if (
+        (history.tip, record.start) == (base_sha, base_sha)
+        and not history.others
+        and untouched(index_copy, repo_dir, record)
+    ):
+        return Snapshot(base_sha, problems=tuple(_unique(history.problems)))
     with disk(), tempfile.TemporaryDirectory(dir=index_copy.parent, prefix="snap.") as scratch:
         index = _scratch_index(cache, index_copy, Path(scratch), base_sha)
-        return _snapshot(cache, repo_dir, name, base_sha, index, record, author, message, limits)
+        return _snapshot(cache, repo_dir, name, base_sha, index, record, author, message, limits, history, previous)
 
 
 def _snapshot(
@@ -86,9 +95,9 @@ def _snapshot(
     author: Author,
     message: str,
     limits: Limits,
+    history: History,
+    previous: str,
 ) -> Snapshot:
-    previous = _noted(cache, WORK + name)
-    history = read_history(cache, repo_dir, start, set(bases(cache)), previous)
     problems = list(history.problems)
     tip = history.tip
     squash = False
