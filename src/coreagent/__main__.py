@@ -220,7 +220,7 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
     """
     path = paths.daemon_socket(home)
     for attempt in range(3):
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        sock = beyond_standard(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
         try:
             sock.connect(path)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
@@ -245,6 +245,17 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
     from coreagent.daemon.launch import unreachable
 
     raise unreachable(home, None)
+
+
+def beyond_standard(sock: "_socket.socket") -> "_socket.socket":
+    """Where standard output is closed its number is free: what is meant for it must not go to the daemon."""
+    if sock.fileno() > 2:
+        return sock
+    import fcntl
+
+    above = _socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    sock.close()
+    return above
 
 
 def launch(home: str) -> None:
