@@ -58,6 +58,8 @@ def test_reading_verbs(home: Home) -> None:
     assert any("working" in json.dumps(e) for e in entries)
     event = json.loads(home.run("watch", "one", "--since", "1", "--once", "--json").out.splitlines()[0])
     assert event["seq"] > 0
+    since_first = home.run("watch", "one", "--since", "0", "--once", "--json").out.splitlines()
+    assert json.loads(since_first[0])["seq"] < event["seq"]
     assert [h["workspace"] for h in home.json("history")] == ["local/repo/one"]
     assert home.json("rescue", "list") == []
     assert home.json("queue", "list")["rows"] == []
