@@ -76,21 +76,55 @@ async def workspace_clean(core: Core, workspace: Workspace = "", dry_run: bool =
 
 @capability("repo.add", cli="repo add")
 async def repo_add(core: Core, caller: Caller, path: str = "", org: str = "", name: str = "") -> RepoRow:
-    """Register a repository under an organisation and a name; the same path again changes nothing."""
+    """Register a repository under an organisation and a name.
+
+    The same path again changes nothing, or its name when another one is given and it has no workspaces.
+    """
     engine = core.engine
     base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, path, "")))
-    org, name = names.check(org or "core", "org"), names.check(name or names.directory_name(base.top.name, "repo"))
-    known = engine.repos.get((org, name))
-    if known is not None:
-        if known.path == str(base.top):
-            return repo_row(known)
+    here = [r for r in engine.repos.values() if r.path == str(base.top)]
+    known = next((r for r in here if org in ("", r.org) and name in ("", r.name)), here[0] if here else None)
+    org = names.check(org or (known.org if known else "core"), "org")
+    name = names.check(name or (known.name if known else names.directory_name(base.top.name, "repo")))
+    if known is not None and (known.org, known.name) == (org, name):
+        return repo_row(known)
+    if (taken := engine.repos.get((org, name))) is not None:
         raise CoreAgentError(
-            "repo_exists", f"{org}/{name} is {known.path}", hint="choose another --name, or another --org"
+            "repo_exists", f"{org}/{name} is {taken.path}", hint="choose another --name, or another --org"
         )
+    if known is not None:
+        return repo_row(await _rename(core, known, org, name))
     made = Repo(org=org, name=name, path=str(base.top), default_branch=base.default_branch, added_at=core.now())
     await core.store.commit(SaveRepo(made))
     engine.repos[(org, name)] = made
     return repo_row(made)
+
+
+async def _rename(core: Core, known: Repo, org: str, name: str) -> Repo:
+    """Call a registered repository something else. Its old cache stays: history and rescued work point there.
+
+    Raises: workspace_busy.
+    """
+    engine = core.engine
+    if names_of := sorted(intake.open_names(engine, known)):
+        raise CoreAgentError(
+            "workspace_busy",
+            f"this repository is {known.org}/{known.name} and has "
+            f"{plural(len(names_of), 'workspace')}: {', '.join(names_of[:5])}",
+            hint=f"it keeps that name until they are accepted or rejected; dispatch --repo {known.org}/{known.name}",
+            data={"workspaces": names_of},
+        )
+    renamed = known.model_copy(update={"org": org, "name": name})
+    # No await up to here: no workspace can come in between, and whoever dispatches from now on finds the new name.
+    engine.repos.pop((known.org, known.name))
+    engine.repos[(org, name)] = renamed
+    try:
+        await core.store.commit(DropRepo(known.org, known.name), SaveRepo(renamed))
+    except BaseException:
+        engine.repos.pop((org, name), None)
+        engine.repos.setdefault((known.org, known.name), known)
+        raise
+    return renamed
 
 
 @capability("repo.list", cli="repo list", read_only=True)
@@ -147,8 +181,8 @@ async def repo_trust(
     """
     engine = core.engine
     base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, repo, "")))
-    offer = await asyncio.to_thread(trust.offered, intake.register(engine, base))
-    row = intake.register(engine, base)  # again: somebody may have registered it, or taken its name, meanwhile
+    offer = await asyncio.to_thread(trust.offered, intake.register(engine, base, called=repo))
+    row = intake.register(engine, base, called=repo)  # again: somebody may have registered it, or taken its name, meanwhile
     if apply or bypass:
         row = row.model_copy(
             update={

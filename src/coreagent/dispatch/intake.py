@@ -57,7 +57,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     base = await asyncio.to_thread(inspect, Path(path), options.branch, options.tag)
     if options.pr is not None:
         base = await asyncio.to_thread(pull_request, base, options.pr)
-    repo = register(engine, base, request.org)
+    repo = register(engine, base, request.org, request.repo)
     known = [r.path for r in engine.repos.values()]
     looked = await asyncio.to_thread(_look, core, caller, request, base, repo, known)
     applied, options, chosen = looked.applied, looked.options, looked.chosen
@@ -243,11 +243,14 @@ def pull_request(base: Base, number: int) -> Base:
     )
 
 
-def register(engine: Engine, base: Base, org: str = "") -> Repo:
-    """The repository's row; an unknown one is `local/<directory>`, with a suffix when that is taken. Not stored yet."""
-    for repo in engine.repos.values():
-        if repo.path == str(base.top) and org in ("", repo.org):
-            return repo
+def register(engine: Engine, base: Base, org: str = "", called: str = "") -> Repo:
+    """The repository's row, of several for one path the one that is `called` so (`org/name`).
+
+    An unknown one is `local/<directory>`, with a suffix when that is taken. Not stored yet.
+    """
+    here = [r for r in engine.repos.values() if r.path == str(base.top) and org in ("", r.org)]
+    if here:
+        return next((r for r in here if f"{r.org}/{r.name}" == called), here[0])
     org = names.check(org, "org") if org else "local"
     wanted = names.directory_name(base.top.name, "repo")
     taken = [r.name for r in engine.repos.values() if r.org == org]
@@ -370,7 +373,7 @@ async def queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, 
             hint="mend that and `core-agent daemon restart`, or dispatch with --ephemeral",
         )
     # Up to the first await nobody else runs: name and repository are settled here, whoever asks at the same time.
-    repo = register(engine, base, dispatch.org if dispatch.org != "local" else "")
+    repo = register(engine, base, dispatch.org if dispatch.org != "local" else "", f"{dispatch.org}/{dispatch.repo}")
     name = dispatch.name
     if (repo.org, repo.name) != (dispatch.org, dispatch.repo):
         # Registered by somebody else while we looked: the name was chosen among the workspaces of another one.
