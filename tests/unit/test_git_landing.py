@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.git_room import Room, fingerprint, make_room, sh, write
+from tests.support.git_room import Room, fingerprint, make_room, make_user, sh, write
 
 from coreagent.errors import CoreAgentError
+from coreagent.git.harvest import harvest
 from coreagent.git.landing import land
 
 
@@ -97,6 +98,51 @@ def test_a_branch_checked_out_in_a_linked_worktree(ready: tuple[Room, str], tmp_
     land(room.cache, room.user, "agent/job", "main", sha)
     assert (tmp_path / "linked/new.txt").read_text() == "new\n"
     assert not (room.user / "new.txt").exists()
+
+
+def odd_place(tmp_path: Path, kind: str) -> Path:
+    """A repository whose main worktree `git worktree list` does not tell, or tells in two lines."""
+    start = make_user(tmp_path / "start")
+    if kind == "newline":
+        return start.rename(tmp_path / "a\nb")
+    if kind == "separate git directory":
+        sh(start, "init", "-q", "--separate-git-dir", str(tmp_path / "elsewhere"))
+        return start
+    outer = make_user(tmp_path / "outer")
+    sh(outer, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(start), "inner")
+    return outer / "inner"
+
+
+@pytest.mark.parametrize("kind", ["newline", "separate git directory", "submodule"])
+@pytest.mark.parametrize("strategy", ["auto", "squash"])
+def test_a_main_worktree_that_git_names_badly(tmp_path: Path, kind: str, strategy: str) -> None:
+    room = Room(tmp_path / "home", odd_place(tmp_path, kind))
+    sh(room.user, "config", "user.name", "Pat Person")
+    sh(room.user, "config", "user.email", "pat@example.com")
+    room.prepare()
+    write(room.repo, "src/a.py", "a = 2\n")
+    sha = room.snap().sha
+    landed = land(room.cache, room.user, "agent/job", "main", sha, strategy, "m")
+    assert (room.user / "src/a.py").read_text() == "a = 2\n"
+    assert sh(room.user, "status", "--porcelain") == ""
+    assert str(room.user) in shlex.split(landed.undo)
+    subprocess.run(shlex.split(landed.undo), check=True, capture_output=True)
+    assert (room.user / "src/a.py").read_text() == "a = 1\n"
+    with pytest.raises(CoreAgentError) as checked_out:
+        harvest(room.cache, room.user, "main", sha, room.base.sha)
+    assert checked_out.value.slug == "branch_moved"
+
+
+def test_who_a_merge_is_by_may_be_in_the_persons_environment_alone(ready: tuple[Room, str]) -> None:
+    room, sha = ready
+    sh(room.user, "config", "--unset", "user.name")
+    sh(room.user, "config", "--unset", "user.email")
+    advance(room)
+    assert refusal(room, sha).slug == "no_identity"
+    env = {"GIT_AUTHOR_NAME": "Ann", "GIT_AUTHOR_EMAIL": "a@x.org",
+           "GIT_COMMITTER_NAME": "Cora", "GIT_COMMITTER_EMAIL": "c@x.org"}  # fmt: skip
+    land(room.cache, room.user, "agent/job", "main", sha, "merge", "m", env=env)
+    assert sh(room.user, "log", "-1", "--format=%an <%ae> %cn <%ce>") == "Ann <a@x.org> Cora <c@x.org>"
 
 
 @pytest.mark.parametrize("path", ["src/a.py", "new.txt"])

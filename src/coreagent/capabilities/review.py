@@ -155,6 +155,7 @@ def _log_places(core: Core, found: Dispatch, n: int) -> list[Path]:
 @capability("accept", cli="accept", destructive=True)
 async def accept(
     core: Core,
+    caller: Caller,
     workspace: Workspace,
     strategy: Literal["auto", "fast-forward", "merge", "squash", "rebase"] = "auto",
     onto: str = "",
@@ -166,10 +167,10 @@ async def accept(
     """
     found = await find_open(core, workspace)
     async with core.engine.deciding(found.id):
-        return await _accept(core, await find_open(core, found.id), strategy, onto)
+        return await _accept(core, caller, await find_open(core, found.id), strategy, onto)
 
 
-async def _accept(core: Core, found: Dispatch, strategy: str, onto: str) -> AcceptReply:
+async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, onto: str) -> AcceptReply:
     engine = core.engine
     _check_acceptable(found)
     target = onto or found.base_ref
@@ -185,11 +186,11 @@ async def _accept(core: Core, found: Dispatch, strategy: str, onto: str) -> Acce
         landing = git_landing.Landing(found.previous_sha, found.accepted_sha, "fast-forward", "")
     else:
         try:
-            landing = await _land(core, cache, found, target, strategy, message)
+            landing = await _land(core, caller, cache, found, target, strategy, message)
         except CoreAgentError as error:
             if error.slug != "git_failed" or not await _mended(core, cache, found):
                 raise
-            landing = await _land(core, cache, found, target, strategy, message)
+            landing = await _land(core, caller, cache, found, target, strategy, message)
     core.crash_point("landed")
     accepted = await engine.update(
         found,
@@ -247,7 +248,7 @@ def _landed(found: Dispatch, target: str) -> bool:
 
 
 async def _land(
-    core: Core, cache: Path, found: Dispatch, target: str, strategy: str, message: str
+    core: Core, caller: Caller, cache: Path, found: Dispatch, target: str, strategy: str, message: str
 ) -> git_landing.Landing:
     """Move the user's branch, with a durable note beforehand of where it will be."""
     loop = asyncio.get_running_loop()
@@ -267,6 +268,7 @@ async def _land(
         strategy,
         message,
         about_to_move=note,
+        env=caller.env or core.env,
     )
 
 

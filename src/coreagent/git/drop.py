@@ -24,7 +24,7 @@ def drop(user_top: Path, branch: str, sha: str) -> bool:
         return False
     if current != sha:
         raise CoreAgentError("branch_moved", f"branch {branch} has commits that core-agent did not make; it stays")
-    if places := worktrees_on(git_dir, name):
+    if places := worktrees_on(user_top, name):
         raise CoreAgentError("branch_moved", f"branch {branch} is checked out in {places[0]}; it stays")
     git("update-ref", "--no-deref", "-d", "--end-of-options", name, sha, cwd=git_dir, env=environment(git_dir=git_dir))
     return True

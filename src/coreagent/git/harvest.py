@@ -32,7 +32,7 @@ def harvest(cache: Path, user_top: Path, branch: str, sha: str, expected_old: st
         return
     if current != expected_old:
         raise _moved(branch, current)
-    if places := worktrees_on(git_dir, name):
+    if places := worktrees_on(user_top, name):
         raise CoreAgentError(
             "branch_moved",
             f"branch {branch} is checked out in {places[0]}",
@@ -93,15 +93,22 @@ def move(git_dir: Path, name: str, sha: str, old: str, why: str) -> None:
     )
 
 
-def worktrees_on(git_dir: Path, name: str) -> list[Path]:
+def worktrees_on(user_top: Path, name: str) -> list[Path]:
     """The worktrees of the user's repository that have a branch checked out."""
-    out = git("worktree", "list", "--porcelain", cwd=git_dir, env=environment(git_dir=git_dir)).text
-    places, here = [], ""
-    for line in out.splitlines():
+    git_dir = user_git_dir(user_top)
+    env, list_them = environment(git_dir=git_dir), ("worktree", "list", "--porcelain")
+    done, end = git(*list_them, "-z", cwd=git_dir, env=env, ok=None), "\0"
+    if done.code != 0:
+        done, end = git(*list_them, cwd=git_dir, env=env), "\n"  # git before 2.36
+    # Of a main worktree whose git directory lies elsewhere (a submodule's, say) git names that directory.
+    main = user_top if refs.common_dir_of(git_dir) == git_dir else None
+    places: list[Path] = []
+    here: Path | None = None
+    for line in done.text.split(end):
         if line.startswith("worktree "):
-            here = line[9:]
-        elif line == f"branch {name}":
-            places.append(Path(here))
+            here, main = main or Path(line[9:]), None
+        elif line == f"branch {name}" and here is not None:
+            places.append(here)
     return places
 
 

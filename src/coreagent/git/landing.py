@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,11 +50,12 @@ def land(
     message: str = "",
     *,
     about_to_move: Callable[[str, str], None] = lambda before, after: None,
+    env: Mapping[str, str] = os.environ,
 ) -> Landing:
     """Put the work `sha` (called `branch`) onto the user's branch `onto`. On any error nothing has changed.
 
     `about_to_move(before, after)` is called when the commit exists and the branch has not moved yet, so that the
-    caller can note what is going to be there.
+    caller can note what is going to be there. `env` is the person's own: git may know them by it alone.
 
     Raises: no_such_ref, nothing_to_accept, merge_conflict (data: files), dirty_checkout, branch_moved, no_identity,
     invalid_argument, invalid_name, repo_not_found, git_failed, git_timeout, no_space.
@@ -67,14 +68,18 @@ def land(
     before = resolve(git_dir, name)
     if not before:
         raise CoreAgentError("no_such_ref", f"there is no branch {onto!r} in {user_top}", hint="choose one with --onto")
-    places = worktrees_on(git_dir, name)
+    places = worktrees_on(user_top, name)
     with disk():
         if not present(cache, [before]):
             with locked(cache):
                 import_commit(cache, git_dir, before)
         chosen = _choose(cache, before, sha, onto, strategy)
         message = message or f"Merge {branch}"
-        after = sha if chosen == "fast-forward" else _compute(cache, user_top, before, sha, onto, chosen, message)
+        after = (
+            sha
+            if chosen == "fast-forward"
+            else _compute(cache, user_identity(user_top, env), before, sha, onto, chosen, message)
+        )
         deliver(cache, git_dir, after)
         about_to_move(before, after)
         if places:
@@ -101,9 +106,10 @@ def _choose(cache: Path, before: str, sha: str, onto: str, strategy: str) -> Str
     return "rebase" if strategy == "rebase" else "merge"
 
 
-def _compute(cache: Path, user_top: Path, before: str, sha: str, onto: str, strategy: Strategy, message: str) -> str:
+def _compute(
+    cache: Path, person: tuple[Author, Author], before: str, sha: str, onto: str, strategy: Strategy, message: str
+) -> str:
     """Make the commit that `onto` will stand at, in a scratch repository whose objects then go into the cache."""
-    person = user_identity(user_top)
     with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".land.") as scratch:
         tree, git_dir = Path(scratch) / "tree", Path(scratch) / "git"
         tree.mkdir()
@@ -114,7 +120,7 @@ def _compute(cache: Path, user_top: Path, before: str, sha: str, onto: str, stra
             (git_dir / "shallow").write_bytes((cache / "shallow").read_bytes())
         (git_dir / "HEAD").write_text(before + "\n")
         fill(git_dir, before, tree, git_dir / "index")
-        env = environment(git_dir=git_dir, work_tree=tree, extra=identity(person, person))
+        env = environment(git_dir=git_dir, work_tree=tree, extra=identity(*person))
         if strategy == "rebase":
             done = _replay(tree, env, before, sha)
         elif strategy == "squash":
@@ -183,23 +189,28 @@ def _undo(user_top: Path, places: list[Path], name: str, before: str, after: str
     return f"git -C {shlex.quote(str(user_top))} update-ref {shlex.quote(name)} {before} {after}"
 
 
-def user_identity(user_top: Path) -> Author:
-    """The person's name and address by their own git config; never one that git made up from the host's name.
+def user_identity(user_top: Path, env: Mapping[str, str]) -> tuple[Author, Author]:
+    """Who a commit of the person's is by, author and committer, by their environment and their own git config.
 
-    Raises: no_identity.
+    Never a name that git made up from the host's. Raises: no_identity.
     """
     names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL")
     env = environment(
         user_config=True,
         config=[("user.useConfigOnly", "true")],
-        extra={name: os.environ[name] for name in names if name in os.environ},
+        extra={name: env[name] for name in names if name in env},
     )
-    done = git("var", "GIT_AUTHOR_IDENT", cwd=user_top, env=env, ok=None)
-    name, _, rest = done.text.partition(" <")
-    if done.code != 0 or not name:
+    author, committer = (_ident(user_top, env, role) for role in ("AUTHOR", "COMMITTER"))
+    if author is None or committer is None:
         raise CoreAgentError(
             "no_identity",
             "git does not know who you are, so no merge commit can be made in your name",
             hint="git config --global user.name 'Your Name'; git config --global user.email you@example.com",
         )
-    return Author(name, rest.partition(">")[0])
+    return author, committer
+
+
+def _ident(user_top: Path, env: Mapping[str, str], role: str) -> Author | None:
+    done = git("var", f"GIT_{role}_IDENT", cwd=user_top, env=env, ok=None)
+    name, _, rest = done.text.partition(" <")
+    return Author(name, rest.partition(">")[0]) if done.code == 0 and name else None
