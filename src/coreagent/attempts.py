@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from coreagent import shim as shim_module
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import open_plain, read_plain, write_plain
 from coreagent.process import alive, kill_found, open_pidfd, start_time
 from coreagent.procfs import below, marked
@@ -179,7 +179,7 @@ def spawn(directory: str | Path, python: str = sys.executable) -> Shim:
         )
     except OSError as error:
         os.close(born_r)
-        raise CoreAgentError("shim_failed", f"the shim of {folder} could not be started", cause=str(error)) from error
+        raise CoreAgentError("shim_failed", f"the shim of {folder} could not be started", cause=told(error)) from error
     finally:
         os.close(born_w)
     return Shim(folder, pid, start_time(pid), child=True, born=born_r)

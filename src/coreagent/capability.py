@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ async def call(core: Any, name: str, arguments: dict[str, Any], caller: Caller) 
         raise CoreAgentError(
             "no_space",
             "there is no space left on the disk of the home directory",
-            cause=str(error),
+            cause=told(error),
             hint="free some space and ask again; what was accepted before is kept",
         ) from error
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from coreagent import paths
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import read_plain
 from coreagent.yamlmarks import BadYaml, Mark, Node, decode, parse
 
@@ -237,7 +237,7 @@ def load(home: str, env: Mapping[str, str] | None = None) -> Loaded:
         raise CoreAgentError(
             "settings_unreadable",
             f"{path} cannot be read",
-            cause=str(error),
+            cause=told(error),
             hint="check that it is a file and that you may read it",
         ) from error
     settings = _checked(Settings, raw, path)

@@ -10,6 +10,7 @@ An error's `kind` decides its exit code; the faces translate kinds, never single
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,6 +117,49 @@ CODES: Final[dict[str, ErrorCode]] = _table(
 )
 
 
+_LOG = "core-agent daemon logs tells more"
+_GIT = "look at that repository with git status and git fsck, then try again"
+
+HINTS: Final[dict[str, str]] = {
+    "bad_frame": "is everything installed from one release? core-agent daemon restart",
+    "bad_script": "mend the script, then try again",
+    "branch_moved": "git log shows whose commits these are",
+    "conflicting_options": "leave one of them out",
+    "daemon_newer": "core-agent daemon restart with the newer program; running agents go on",
+    "daemon_unreachable": "core-agent daemon logs; core-agent daemon restart",
+    "foreign_user": "use a home of your own: set CORE_HOME",
+    "git_failed": _GIT,
+    "home_unsafe": "move it away, or set CORE_HOME to another directory",
+    "illegal_move": "core-agent status shows what it is now",
+    "internal": _LOG,
+    "invalid_argument": "--help shows what is taken",
+    "no_home": "set HOME, or CORE_HOME to a directory of yours",
+    "no_space": "free some space (core-agent workspace clean) and try again",
+    "not_a_repository": "go to your project's directory, or run: git init",
+    "not_running": "core-agent status shows what runs",
+    "nothing_to_accept": "core-agent history shows what became of it",
+    "rescue_not_found": "core-agent rescue list shows what there is",
+    "runner_missing": "core-agent doctor shows what is found, and where",
+    "setup_failed": "mend hooks.setup in agents.yaml, then core-agent resume",
+    "shim_failed": _LOG,
+    "store_ephemeral": "core-agent doctor tells why nothing is kept",
+    "store_locked": "core-agent daemon status; end the other process that has it open",
+    "store_write_failed": _LOG,
+    "unknown_agent": "core-agent agents lists them",
+    "unknown_capability": "docs/json.md lists them; is the daemon older? core-agent daemon restart",
+    "workspace_gone": "core-agent history shows what became of it",
+}
+"""What to do when who raised it knows nothing better."""
+
+
+def told(error: BaseException) -> str:
+    """What went wrong in words: of the system's errors without their number and our types' names."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return f"{type(error).__name__}: {error}"
+    where = error.filename
+    return f"{error.strerror}: {os.fsdecode(where)}" if isinstance(where, (str, bytes, os.PathLike)) else error.strerror
+
+
 class CoreAgentError(Exception):
     """An error with a code from the table, a message that names what was wrong, and a hint that says what to do.
 
@@ -134,7 +178,7 @@ class CoreAgentError(Exception):
         super().__init__(message)
         self.row = CODES[slug]
         self.message = message
-        self.hint = hint
+        self.hint = hint or HINTS.get(slug, "")
         self.cause = cause
         self.data = data or {}
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.models.agent import Usage
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def parse_scripts(text: str) -> list[Script]:
             raise ValueError("the file must hold one key, `scripts`, with a list")
         return [_build(Script, item, {"steps": _steps}) for item in raw["scripts"]]
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise CoreAgentError("bad_script", "the model's script cannot be read", cause=str(error)) from error
+        raise CoreAgentError("bad_script", "the model's script cannot be read", cause=told(error)) from error
 
 
 def _steps(items: Any) -> list[Step]:

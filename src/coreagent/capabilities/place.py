@@ -181,10 +181,8 @@ async def repo_trust(
     """
     engine = core.engine
     base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, repo, "")))
-    offer = await asyncio.to_thread(trust.offered, intake.register(engine, base, called=repo))
-    row = intake.register(
-        engine, base, called=repo
-    )  # again: somebody may have registered it, or taken its name, meanwhile
+    offer = await asyncio.to_thread(trust.offered, intake.register(engine, base))
+    row = intake.register(engine, base)  # again: somebody may have registered it, or taken its name, meanwhile
     if apply or bypass:
         row = row.model_copy(
             update={

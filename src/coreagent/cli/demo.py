@@ -28,7 +28,7 @@ from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer as views
 from coreagent.cli.views import listing
 from coreagent.cli.views.text import fit, one_line, safe_lines, wrap
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.models.dispatch import State
 from coreagent.models.report import AcceptReply, DiffReply, DispatchReply, RepoRemoved
 
@@ -259,7 +259,9 @@ class _Demo:
                 ["git", *words], cwd=repo, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, check=False
             )
         except OSError as error:
-            raise CoreAgentError("git_missing", "git cannot be started", cause=str(error), hint="install git") from None
+            raise CoreAgentError(
+                "git_missing", "git cannot be started", cause=told(error), hint="install git"
+            ) from None
         if done.returncode:
             cause = done.stderr.decode("utf-8", "replace").strip()
             raise CoreAgentError("git_failed", f"git {words[0]} failed in {repo}", cause=cause)

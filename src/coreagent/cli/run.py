@@ -27,7 +27,7 @@ from coreagent.cli import session as sessions
 from coreagent.cli import terminal as terminals
 from coreagent.cli.session import Outside, Session
 from coreagent.cli.terminal import CannotWrite, Terminal, clean, terminal
-from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError
+from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError, told
 
 PROGRAM = "core-agent"
 EXIT_PIPE = 141
@@ -204,7 +204,7 @@ def _unexpected(error: Exception, argv: list[str], home: str) -> CoreAgentError:
         path = ""
     return CoreAgentError(
         "internal",
-        f"{type(error).__name__}: {error}",
+        told(error),
         hint=f"this is a fault of {PROGRAM}; what happened is in {path}" if path else f"this is a fault of {PROGRAM}",
         data={"report": path},
     )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 Kind = Literal["template", "persona", "plan"]
 
@@ -128,7 +128,7 @@ def _parse(kind: Kind, name: str, source: str, path: Path, version: tuple[int, i
         raise CoreAgentError(
             "settings_invalid",
             f"{path} is not a {_noun(kind)}",
-            cause=f"{type(error).__name__}: {error}".splitlines()[0],
+            cause=told(error).splitlines()[0],
             hint="`core-agent template show coding` shows the format: a head with `summary`, then the text",
         ) from None
     for used in _PLACEHOLDER.findall(body):

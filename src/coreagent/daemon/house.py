@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from coreagent import paths
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 BACKLOG = 128
 
@@ -52,7 +52,7 @@ def prepare(home: str) -> None:
         raise CoreAgentError(
             "daemon_start_failed",
             f"cannot use {home}",
-            cause=error.strerror or str(error),
+            cause=error.strerror or told(error),
             hint="set CORE_HOME to a directory that you can write",
         ) from None
 

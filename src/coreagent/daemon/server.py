@@ -24,7 +24,7 @@ from coreagent.cli.session import InDaemon, OwnProcess, Session
 from coreagent.cli.terminal import LINES_UNKNOWN, WIDTH_UNKNOWN, Terminal, channel
 from coreagent.daemon.input import Input
 from coreagent.daemon.outlet import Outlet
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 log = logging.getLogger(__name__)
 
@@ -383,7 +383,7 @@ class Server:
             return error.as_dict()
         except Exception as error:
             log.exception("capability %s failed", name)
-            return CoreAgentError("internal", f"{name} failed: {error}", hint="core-agent daemon logs").as_dict()
+            return CoreAgentError("internal", f"{name} failed: {told(error)}", hint="core-agent daemon logs").as_dict()
 
     # -- an MCP session --------------------------------------------------------------------------------------------
 

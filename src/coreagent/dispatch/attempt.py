@@ -21,7 +21,7 @@ from coreagent.dispatch import bring, cleanup, launch, prep
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.verdict import Evidence, Verdict, judge
 from coreagent.dispatch.workspace import layout
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.models.agent import POISONED, Cost, Outcome, Reason, Usage
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Harvest, State
 
@@ -54,7 +54,7 @@ async def guarded(engine: Engine, claimed: Dispatch, work: Coroutine[Any, Any, N
         raise  # the daemon leaves; the agent goes on under its shim
     except Exception as error:
         log.exception("attempt of %s failed", claimed.workspace)
-        message = error.message if isinstance(error, CoreAgentError) else f"{type(error).__name__}: {error}"
+        message = error.message if isinstance(error, CoreAgentError) else told(error)
         unknown = isinstance(error, CoreAgentError) and error.slug == "unknown_agent"
         await _give_up(engine, claimed, message[:400], Reason.CONFIGURATION if unknown else Reason.ERROR)
     finally:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from coreagent import attempts, paths
 from coreagent.dispatch import launch
 from coreagent.dispatch.workspace import AUTHOR, Layout
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.git import setup as git_setup
 from coreagent.git.inspect import Base
 from coreagent.models.dispatch import Attempt, Dispatch
@@ -93,7 +93,7 @@ def _run(argv: list[str], place: Layout, env: dict[str, str], timeout_s: float, 
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            return f"could not be started: {error}"
+            return f"could not be started: {told(error)}"
         try:
             # Asked once, after the start: who wants it to stop later finds the process by its marker.
             code = child.wait(0 if unwanted() else timeout_s)

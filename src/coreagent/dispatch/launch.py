@@ -12,7 +12,7 @@ from coreagent.capability import Caller
 from coreagent.config import RunnerSettings
 from coreagent.dispatch import environment
 from coreagent.dispatch.workspace import Layout, layout
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.models.agent import Cost, Usage
 from coreagent.models.dispatch import Attempt, Dispatch
 from coreagent.plainfile import read_plain
@@ -59,7 +59,7 @@ def _first_prompt(place: Layout, dispatch: Dispatch) -> str:
         return read_plain(place.prompt).decode("utf-8", "replace")
     except OSError as error:
         raise CoreAgentError(
-            "workspace_gone", f"the prompt of {dispatch.workspace} was removed or replaced", cause=str(error)
+            "workspace_gone", f"the prompt of {dispatch.workspace} was removed or replaced", cause=told(error)
         ) from error
 
 
@@ -181,7 +181,7 @@ def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan,
         raise CoreAgentError(
             "no_space" if error.errno == 28 else "shim_failed",
             "the attempt's files could not be written",
-            cause=str(error),
+            cause=told(error),
             hint="free some space; the task stays and can be resumed",
         ) from error
 

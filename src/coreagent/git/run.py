@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 TIMEOUT_S = 600.0
 
@@ -150,9 +150,9 @@ def start(
             raise CoreAgentError(
                 "git_missing", "git was not found on PATH", hint="install git 2.34 or newer and try again"
             ) from error
-        raise CoreAgentError("git_failed", f"{cwd} is gone", cause=str(error)) from error
+        raise CoreAgentError("git_failed", f"{cwd} is gone", cause=told(error)) from error
     except OSError as error:
-        raise CoreAgentError("git_failed", f"git could not be started in {cwd}", cause=str(error)) from error
+        raise CoreAgentError("git_failed", f"git could not be started in {cwd}", cause=told(error)) from error
     try:
         yield process
     finally:
@@ -201,5 +201,5 @@ def disk() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise no_space(str(error)) from error
+            raise no_space(told(error)) from error
         raise

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from coreagent.capability import REGISTRY, Caller, Capability, call, dump
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ async def answer(core: Any, caller: Caller, found: Capability, arguments: dict[s
         return _result(error.as_dict(), is_error=True)
     except Exception as error:
         _log.exception("tool %s failed", found.tool)
-        cause = f"{type(error).__name__}: {error}"
+        cause = told(error)
         return _result(
             CoreAgentError("internal", f"{found.tool} failed unexpectedly", cause=cause).as_dict(), is_error=True
         )

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING, Final
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 if TYPE_CHECKING:
     from coreagent.runners.base import Runner
@@ -37,5 +37,5 @@ def load(name: str) -> Runner:
     try:
         runner: Runner = getattr(importlib.import_module(module_name), class_name)()
     except (ImportError, AttributeError) as error:
-        raise CoreAgentError("unknown_agent", f"runner {name!r} cannot be loaded", cause=str(error)) from error
+        raise CoreAgentError("unknown_agent", f"runner {name!r} cannot be loaded", cause=told(error)) from error
     return runner

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import duckdb
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.paths import VERSION
 from coreagent.store.schema import Migration, known_fields, migrations, tables, view_statements
 
@@ -233,12 +233,12 @@ def check_place(path: str) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise _unopenable(path, str(error)) from error
+        raise _unopenable(path, told(error)) from error
     try:
         exists = Path(path).exists()
         is_directory = Path(path).is_dir()
     except OSError as error:
-        raise _unopenable(path, str(error)) from error
+        raise _unopenable(path, told(error)) from error
     if is_directory:
         raise _unopenable(path, "Is a directory")
     # Its log is made at the first commit, in the same directory: a read-only one would fail only then.
@@ -271,7 +271,7 @@ def create(path: str, steps: tuple[Migration, ...] | None = None) -> None:
             # Not a rename: when two daemons start at once, the second must not replace the first one's open file.
             os.link(draft, path)
     except OSError as error:
-        raise _unopenable(path, str(error)) from error
+        raise _unopenable(path, told(error)) from error
     except duckdb.Error as error:
         raise explain(error, path) from error
     finally:

@@ -17,7 +17,7 @@ import typer
 from coreagent.cli.commands import suggest
 from coreagent.cli.terminal import Terminal, terminal
 from coreagent.cli.views.text import Paint
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 JsonLines = Annotated[
@@ -135,7 +135,7 @@ def read_file(path: str, what: str) -> str:
     try:
         return Path(full).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CoreAgentError("invalid_argument", f"cannot read the {what} {path}", cause=str(error)) from None
+        raise CoreAgentError("invalid_argument", f"cannot read the {what} {path}", cause=told(error)) from None
 
 
 def repo_of(given: str) -> str:

@@ -21,7 +21,7 @@ from coreagent.cli.commands.option import Json, Workspace, answer, paint, say, t
 from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views.text import one_line
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.models.report import AttachReply, MoveReply, WorkspaceShow
 
 # What the person's terminal needs to be drawn on; an agent's own environment does not have it.
@@ -91,7 +91,7 @@ def _in_foreground(argv: list[str], cwd: str, env: Mapping[str, str]) -> int:
         )
         code = child.wait()
     except OSError as error:
-        raise CoreAgentError("runner_missing", f"cannot start {argv[0]}", cause=str(error)) from None
+        raise CoreAgentError("runner_missing", f"cannot start {argv[0]}", cause=told(error)) from None
     finally:
         signal.signal(signal.SIGINT, before)
     return code if code >= 0 else 128 - code
