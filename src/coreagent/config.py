@@ -26,8 +26,6 @@ from coreagent.yamlmarks import BadYaml, Mark, Node, decode, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.
 RUNNERS: Final = ("claude", "codex", "command", "gemini", "scripted")
-ABSENT: Final = frozenset({"gemini"})
-"""Names that the settings may speak of (pools, rates) though no runner of theirs is built in."""
 ALIASES: Final = {"openai": "codex"}
 CLAUDE_MODELS: Final = ("opus", "sonnet", "haiku")
 
@@ -305,8 +303,8 @@ def _runner(text: str, settings: Settings) -> Chosen:
 
 def _unknown(text: str, settings: Settings) -> CoreAgentError:
     """Name the nearest agent that would be taken, else all of them."""
-    known = [name for name in RUNNERS if name not in ABSENT and name != "command"]
-    known += [name for name, identity in settings.agents.items() if identity.host != "remote" and _built_in(identity)]
+    known = [name for name in RUNNERS if name != "command"]
+    known += [name for name, identity in settings.agents.items() if identity.host != "remote"]
     known += CLAUDE_MODELS
     # A command is found by its bare name too: that is what people forget to write.
     meant = {**{name: f"command:{name}" for name in settings.commands}, **{name: name for name in known}}
@@ -314,11 +312,6 @@ def _unknown(text: str, settings: Settings) -> CoreAgentError:
     offered = sorted(meant.values())
     hint = f"did you mean {' or '.join(meant[name] for name in near)}?" if near else f"there is {', '.join(offered)}"
     return _no_agent(text, hint, [meant[name] for name in near])
-
-
-def _built_in(identity: Identity) -> bool:
-    runner = identity.runner.partition(":")[0]
-    return ALIASES.get(runner, runner) not in ABSENT
 
 
 def _unknown_command(text: str, asked: str, commands: list[str]) -> CoreAgentError:

@@ -21,7 +21,7 @@ from coreagent.runners.base import TEXT_LIMIT, Launch, NoSettings, Parser, Plan,
 MEMBERS = sorted(runners.FAMILY)
 WITHOUT_PROTOCOL = {"command", "scripted"}
 CLIS = sorted(set(MEMBERS) - WITHOUT_PROTOCOL)
-KEYS = ("ANTHROPIC_API_KEY", "CODEX_API_KEY")
+KEYS = ("ANTHROPIC_API_KEY", "CODEX_API_KEY", "GEMINI_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,13 @@ _JSON = st.recursive(
 # fmt: off
 _KINDS = [
     "assistant", "user", "result", "system", "rate_limit_event", "error", "usage", "item.completed", "item.started",
-    "turn.completed", "turn.failed", "thread.started",
+    "turn.completed", "turn.failed", "thread.started", "message", "tool_use", "tool_result", "init",
 ]
 _KEYS = [
     "subtype", "message", "content", "usage", "tool_use_result", "permission_denials", "errors", "result",
     "rate_limit_info", "num_turns", "error", "session_id", "model", "total_cost_usd", "model_usage_since_last_result",
-    "api_error_status", "resetsAt", "kind", "text", "tool", "cost", "item", "thread_id",
+    "api_error_status", "resetsAt", "kind", "text", "tool", "cost", "item", "thread_id", "stats", "status",
+    "output", "parameters", "tool_name", "tool_id", "severity", "role", "delta",
 ]
 # fmt: on
 
@@ -227,10 +228,17 @@ def test_a_line_below_the_limit_is_parsed() -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 def test_its_variables_pass_and_others_do_not(name: str) -> None:
     runner = runners.load(name)
-    env = {"PATH": "/bin", "LC_ALL": "C", "GEMINI_API_KEY": "x", "CORE_AGENT_ATTEMPT": "1", "MINE": "1", "EXTRA_A": "1"}
+    env = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "MISTRAL_API_KEY": "x",
+        "CORE_AGENT_ATTEMPT": "1",
+        "MINE": "1",
+        "EXTRA_A": "1",
+    }
     env |= {pattern.replace("*", "X"): "1" for pattern in runner.variables}
     passed = allow(env, runner, NoSettings(env=["MINE"]), ["EXTRA_*"])
-    expected = set(env) - {"GEMINI_API_KEY", "CORE_AGENT_ATTEMPT"}
+    expected = set(env) - {"MISTRAL_API_KEY", "CORE_AGENT_ATTEMPT"}
     assert set(passed) == expected
 
 

@@ -15,6 +15,7 @@ FAMILY: Final[dict[str, str]] = {
     "claude": "coreagent.runners.claude:Claude",
     "codex": "coreagent.runners.codex:Codex",
     "command": "coreagent.runners.command:Command",
+    "gemini": "coreagent.runners.gemini:Gemini",
     "scripted": "coreagent.runners.scripted:Scripted",
 }
 

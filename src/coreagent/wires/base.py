@@ -34,7 +34,9 @@ _POOR: Final = (
     "exceeded your current quota, please check your plan and billing",
 )
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s|d)")
-_AGAIN: Final = re.compile(r"(?:try again|retry) in ((?:\d+(?:\.\d+)?(?:ms|h|m|s)\s*)+)", re.IGNORECASE)
+_AGAIN: Final = re.compile(
+    r"(?:again|retry|reset)s? (?:in|after) ((?:\d+(?:\.\d+)?(?:ms|h|m|s|d)\s*)+)(?!\w)", re.IGNORECASE
+)
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 COUNT_MAX: Final = 2**63
 
@@ -343,7 +345,7 @@ def seconds(text: str) -> float | None:
 
 
 def told_seconds(message: str) -> float | None:
-    """Read "try again in 1.5s" out of a message."""
+    """Read "try again in 1.5s", "will reset after 5h3m" out of a message."""
     match = _AGAIN.search(message)
     return seconds(match[1]) if match else None
 
