@@ -25,7 +25,9 @@ from coreagent.plainfile import read_plain
 from coreagent.yamlmarks import BadYaml, Mark, Node, decode, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.
-RUNNERS: Final = ("claude", "codex", "command", "gemini", "scripted")
+RUNNERS: Final = ("acp", "claude", "codex", "command", "gemini", "opencode", "scripted")
+ACP_AGENTS: Final = ("claude", "codex", "copilot", "gemini", "opencode")
+"""Agents of the Agent Client Protocol that need no settings."""
 ALIASES: Final = {"openai": "codex"}
 CLAUDE_MODELS: Final = ("opus", "sonnet", "haiku")
 
@@ -109,6 +111,21 @@ class CommandSettings(_Section):
     env: dict[str, str] = Field(default_factory=dict)
 
 
+class AcpSettings(_Section):
+    """An agent that speaks the Agent Client Protocol, used as `--agent acp:NAME` or `acp:NAME:MODEL`."""
+
+    argv: Annotated[list[str], Field(min_length=1)]
+    env: dict[str, str] = Field(default_factory=dict)
+    variables: list[str] = Field(default_factory=list)
+    """Which keys of known agents it may see of your environment, like ANTHROPIC_*; by itself none."""
+    mode: str = ""
+    """The mode of its own that a session is put into."""
+    model: str = ""
+    """The model that a session is put to, when the dispatch names none."""
+    auth: str = ""
+    """The method that it is asked to authenticate with."""
+
+
 class RunnerSettings(_Section):
     path: str = ""
     """The program, when it is not to be searched in PATH."""
@@ -164,6 +181,8 @@ class Settings(_Section):
     """Name -> identity."""
     commands: dict[str, CommandSettings] = Field(default_factory=dict)
     """Name -> program, used as `command:NAME`."""
+    acp: dict[str, AcpSettings] = Field(default_factory=dict)
+    """Name -> agent of the Agent Client Protocol, used as `acp:NAME`."""
     runners: dict[str, RunnerSettings] = Field(default_factory=dict)
     """Runner -> how it is run."""
     env: EnvSettings = EnvSettings()
@@ -265,6 +284,15 @@ def load_repo(text: str, name: str = ".core/agents.yaml") -> RepoSettings:
     return _checked(RepoSettings, text.encode("utf-8", "surrogatepass"), name)
 
 
+def only_harmless(text: str) -> bool:
+    """Whether a repository's settings, valid or not, surely hold nothing that would run commands."""
+    try:
+        node = parse(text)
+    except BadYaml:
+        return False
+    return isinstance(node.value, dict) and node.value.keys() <= {"version", "dispatch", "harvest"}
+
+
 def resolve_agent(text: str, settings: Settings) -> Chosen:
     """What `text` asks for: a named identity, a `runner[:model]`, one of claude's model names, or `command:NAME`.
 
@@ -295,7 +323,12 @@ def _runner(text: str, settings: Settings) -> Chosen:
     if name == "command":
         if model in settings.commands:
             return Chosen(name, model)
-        raise _unknown_command(text, model, list(settings.commands))
+        raise _unknown_named(text, name, model, list(settings.commands))
+    if name == "acp":
+        known = {*settings.acp, *ACP_AGENTS}
+        if model.partition(":")[0] in known:
+            return Chosen(name, model)
+        raise _unknown_named(text, name, model, sorted(known))
     if name in RUNNERS:
         return Chosen(name, model)
     raise _unknown(text, settings)
@@ -303,7 +336,7 @@ def _runner(text: str, settings: Settings) -> Chosen:
 
 def _unknown(text: str, settings: Settings) -> CoreAgentError:
     """Name the nearest agent that would be taken, else all of them."""
-    known = [name for name in RUNNERS if name != "command"]
+    known = [name for name in RUNNERS if name not in ("acp", "command")] + [f"acp:{name}" for name in settings.acp]
     known += [name for name, identity in settings.agents.items() if identity.host != "remote"]
     known += CLAUDE_MODELS
     # A command is found by its bare name too: that is what people forget to write.
@@ -314,12 +347,13 @@ def _unknown(text: str, settings: Settings) -> CoreAgentError:
     return _no_agent(text, hint, [meant[name] for name in near])
 
 
-def _unknown_command(text: str, asked: str, commands: list[str]) -> CoreAgentError:
-    near = [f"command:{name}" for name in _nearest(asked, commands)]
+def _unknown_named(text: str, runner: str, asked: str, known: list[str]) -> CoreAgentError:
+    """One of the runners that are nothing without a name."""
+    near = [f"{runner}:{name}" for name in _nearest(asked, known)]
     if near:
         hint = f"did you mean {' or '.join(near)}?"
-    elif commands:
-        hint = f"there is {', '.join(f'command:{name}' for name in sorted(commands))}"
+    elif known:
+        hint = f"there is {', '.join(f'{runner}:{name}' for name in sorted(known))}"
     else:
         hint = "name it under `commands` in agents.yaml"
     return _no_agent(text, hint, near)

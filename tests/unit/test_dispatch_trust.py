@@ -97,6 +97,39 @@ def test_what_cannot_be_read_is_not_trusted_and_harms_nobody(top: Path, text: st
     offer = trust.offered(repo(top))
     applied = trust.apply(user, repo(top, offer.hash), sha)
     assert (applied.settings, applied.trusted) == (user, False)
+    # It was trusted, or could hold what runs commands: to go on without it is not for us to decide.
+    assert applied.problem is not None
+    assert (applied.problem.slug, f"{top}/{trust.FILE}:" in applied.problem.message) == ("settings_invalid", True)
+    with pytest.raises(CoreAgentError, match=r"agents\.yaml:\d"):
+        trust.check(offer, repo(top))
+
+
+def test_a_mistake_in_what_runs_nothing_is_told_and_passed_over(top: Path) -> None:
+    sha = commit(top, **{trust.FILE: "version: 1\nharvest: {max_filez: 7}\n"})
+    applied = trust.apply(Settings(), repo(top), sha)
+    assert applied.problem is None
+    assert "agents.yaml:2:11: harvest.max_filez" in applied.skipped
+    # What was trusted once and is wrong now is another matter.
+    again = trust.apply(Settings(), repo(top, "abc"), sha).problem
+    assert again is not None
+    assert (again.hint, sha[:10] in again.cause) == ("did you mean `max_files`?", True)
+
+
+def test_what_is_left_out_for_want_of_trust_is_told(top: Path) -> None:
+    sha = commit(top, **{trust.FILE: OWN})
+    applied = trust.apply(Settings(), repo(top), sha)
+    assert applied.skipped.startswith("without the setup hook and command mine of o/n: its settings are not trusted; ")
+    assert "core-agent repo trust o/n" in applied.skipped
+    assert applied.commands_skipped == {"mine"}
+    assert "changed since" in trust.apply(Settings(), repo(top, "abc"), sha).skipped
+    assert not trust.apply(Settings(), repo(top, trust.offered(repo(top)).hash), sha).skipped
+
+
+def test_the_agents_settings_must_be_json_to_be_trusted(top: Path) -> None:
+    commit(top, **{trust.AGENT_FILE: "{,}"})
+    with pytest.raises(CoreAgentError) as caught:
+        trust.check(trust.offered(repo(top)), repo(top))
+    assert f"{trust.AGENT_FILE}: " in caught.value.message
 
 
 def test_a_repository_that_is_gone_or_has_no_such_commit(top: Path, tmp_path: Path) -> None:

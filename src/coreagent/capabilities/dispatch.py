@@ -290,6 +290,8 @@ def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
         notes.append(plural(made.left_out, one, more))
     if made.options.permissions == "bypass":
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")
+    if made.settings_note:
+        notes.append(made.settings_note)
     notes += rows.warnings(core.engine)
     return DispatchReply(
         dispatch_id=made.id,

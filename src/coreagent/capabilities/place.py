@@ -177,11 +177,14 @@ async def repo_trust(
 ) -> TrustReply:
     """Show the settings of a repository that run commands and, with `apply`, trust exactly these.
 
-    With `bypass`, also agree that agents may run there without asking and without a sandbox.
+    With `bypass`, also agree that agents may run there without asking and without a sandbox. Settings that are wrong
+    cannot be trusted.
     """
     engine = core.engine
     base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, repo, "")))
-    offer = await asyncio.to_thread(trust.offered, intake.register(engine, base))
+    looked_at = intake.register(engine, base)
+    offer = await asyncio.to_thread(trust.offered, looked_at)
+    trust.check(offer, looked_at)
     row = intake.register(engine, base)  # again: somebody may have registered it, or taken its name, meanwhile
     if apply or bypass:
         row = row.model_copy(

@@ -168,6 +168,8 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
                 "changed files of the work tree were left out",
             )
         )
+    if d.settings_note:
+        said.append(d.settings_note)
     if d.setup_note:
         said.append(d.setup_note)
     for a in await core.store.attempts_of(d.id):

@@ -12,6 +12,8 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +28,7 @@ from coreagent.cli.terminal import Terminal, terminal
 from coreagent.cli.views.text import one_line, size, wrap
 from coreagent.errors import CoreAgentError
 from coreagent.models.report import DaemonStatus
+from coreagent.plainfile import read_plain
 from coreagent.plural import plural
 from coreagent.runners.base import version_tuple
 
@@ -69,7 +72,7 @@ def doctor(
     session().own_process()
     here, report = terminal(), Report(home=session().home)
     looks: list[Callable[[], Iterator[Check]]] = [
-        _python, _git, _home, _daemon, _settings, lambda: _runners(here), _space, _watches, _leftovers,
+        _python, _git, _home, _daemon, _settings, _repository, lambda: _runners(here), _space, _watches, _leftovers,
     ]  # fmt: skip
     if repair:
         looks.insert(0, _repair)
@@ -248,6 +251,36 @@ def _settings() -> Iterator[Check]:
     if not loaded.problems:
         there = Path(loaded.path).is_file() if loaded.path else False
         yield Check(name="settings", state="ok", message=loaded.path if there else "none; everything has its default")
+
+
+def _repository() -> Iterator[Check]:
+    """The settings of the repository that the person stands in: as committed, which is what counts, and as they are."""
+    from coreagent.dispatch import trust
+    from coreagent.git.inspect import inspect
+    from coreagent.models.dispatch import Repo
+
+    try:
+        base = inspect(Path(terminal().cwd or "/"))
+    except CoreAgentError:
+        return  # no repository, or none that could be worked in: dispatch says so
+    repo = Repo(org="local", name=base.top.name, path=str(base.top), added_at=datetime.now(UTC))
+    offer = trust.offered(repo, base.sha)
+    if offer.files:
+        try:
+            trust.check(offer, repo, base.sha)
+        except CoreAgentError as error:
+            yield Check(name="repository", state="fail", message=_sentence(error), hint=error.hint)
+        else:
+            yield Check(name="repository", state="ok", message=f"the settings that {base.top} brings are valid")
+    file = base.top / trust.FILE
+    with suppress(OSError):
+        text = read_plain(file).decode("utf-8", "replace")
+        if text != offer.text:
+            try:
+                config.load_repo(text, str(file))
+            except CoreAgentError as error:
+                told = f"{_sentence(error)}; it is not committed yet"
+                yield Check(name="repository", state="warn", message=told, hint=error.hint)
 
 
 def _runners(here: Terminal) -> Iterator[Check]:

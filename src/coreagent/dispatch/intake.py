@@ -80,6 +80,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         options=options,
         priority=request.priority,
         left_out=0 if options.with_changes else base.dirty,
+        settings_note=applied.skipped,
         created_at=now,
         queued_at=now,
         changed_at=now,
@@ -104,8 +105,16 @@ def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, 
     """Settings, agent, texts, consent, login and names, in one change of thread. Blocking."""
     at_head = request.options.branch is None and request.options.tag is None and request.options.pr is None
     applied = trust.apply(core.settings, repo, base.sha, at_head)
+    if applied.problem is not None:
+        raise applied.problem
     settings, options = applied.settings, request.options
     agent = request.agent or settings.dispatch.default_agent
+    if agent.removeprefix("command:") in applied.commands_skipped - settings.commands.keys():
+        raise CoreAgentError(
+            "consent_needed",
+            f"{agent} is a command of the repository's own, and nobody trusted it as it is",
+            hint="`core-agent repo trust` in its directory shows what it would run",
+        )
     chosen = config.resolve_agent(agent, settings)
     runner = runners.load(chosen.runner)
     own = launch.runner_settings(core, chosen.runner)

@@ -57,9 +57,17 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     if hooked:
         note = await hook.run_setup(engine, dispatch, attempt, place, base)
         await asyncio.to_thread(_mark_prepared, core, place, dispatch, made)
-    if (made.start, made.left_out, note) == (dispatch.base_sha, dispatch.left_out, dispatch.setup_note):
+    skipped = engine.settings_of(dispatch).skipped  # a person may have trusted them meanwhile
+    if (made.start, made.left_out, note, skipped) == (
+        dispatch.base_sha,
+        dispatch.left_out,
+        dispatch.setup_note,
+        dispatch.settings_note,
+    ):
         return engine.board[dispatch.id]  # the row says so already: no need to wait for the disk
-    return await engine.update(dispatch, start_sha=made.start, left_out=made.left_out, setup_note=note)
+    return await engine.update(
+        dispatch, start_sha=made.start, left_out=made.left_out, setup_note=note, settings_note=skipped
+    )
 
 
 def _make(

@@ -92,7 +92,8 @@ def report(engine: Engine, everything: bool = False) -> StatusReport:
     rows = [
         row(engine, d, claim.obstacle(d, facts) or d.waiting_for if d.state is State.QUEUED else None) for d in shown
     ]
-    return StatusReport(counts=Counts(**counted), workspaces=rows, pools=pools(engine), warnings=warnings(engine))
+    said = [*warnings(engine), *dict.fromkeys(d.settings_note for d in shown if d.settings_note)]
+    return StatusReport(counts=Counts(**counted), workspaces=rows, pools=pools(engine), warnings=said)
 
 
 def pools(engine: Engine) -> list[PoolRow]:

@@ -5,11 +5,12 @@ agent's branch, and applied only as they were when a person trusted them (domain
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coreagent.config import RepoSettings, Settings, load_repo
+from coreagent.config import RepoSettings, Settings, load_repo, only_harmless
 from coreagent.errors import CoreAgentError
 from coreagent.git.harvest import user_git_dir
 from coreagent.git.run import environment, git
@@ -66,11 +67,43 @@ class Applied:
     """The trusted text of AGENT_FILE."""
     made_from: tuple[int, str] = (0, "")
     """What it depends on: the user's settings, and the hash that was trusted."""
+    skipped: str = ""
+    """What of the repository's settings is not applied, why, and what to do: one line for people."""
+    commands_skipped: frozenset[str] = frozenset()
+    problem: CoreAgentError | None = None
+    """The repository's settings are wrong, and to go on without them could do something else than they say."""
 
 
 def depends_on(user: Settings, repo: Repo) -> tuple[int, str]:
     """What tells whether an Applied is still right."""
     return id(user), repo.trusted_hash
+
+
+def check(offer: Offer, repo: Repo, sha: str = "") -> RepoSettings:
+    """Return the repository's settings when everything that it offers is valid.
+
+    Raises: settings_invalid, with file, line and key.
+    """
+    own = _parsed(offer, repo, sha)
+    try:
+        json.loads(offer.files.get(AGENT_FILE, "{}"))
+    except ValueError as error:
+        raise CoreAgentError(
+            "settings_invalid", f"{repo.path}/{AGENT_FILE}: {error}", cause=_read_at(sha), hint="it must be JSON"
+        ) from None
+    return own
+
+
+def _parsed(offer: Offer, repo: Repo, sha: str) -> RepoSettings:
+    try:
+        return load_repo(offer.text, f"{repo.path}/{FILE}") if offer.text else RepoSettings()
+    except CoreAgentError as error:
+        cause = "; ".join(filter(None, [error.cause, _read_at(sha)]))
+        raise CoreAgentError(error.slug, error.message, cause=cause, hint=error.hint, data=error.data) from None
+
+
+def _read_at(sha: str) -> str:
+    return f"it is read from commit {sha[:10] or 'HEAD'}: a correction counts when it is committed"
 
 
 def apply(user: Settings, repo: Repo, sha: str, at_head: bool = False) -> Applied:
@@ -83,11 +116,18 @@ def apply(user: Settings, repo: Repo, sha: str, at_head: bool = False) -> Applie
         return Applied(user, made_from=source)
     try:
         offer = offered(repo, sha)
-        own = load_repo(offer.text) if offer.text else RepoSettings()
     except CoreAgentError:
-        return Applied(user, made_from=source)  # unreadable is not trusted; `repo trust` shows what is wrong with it
+        return Applied(user, made_from=source)  # whoever needs the repository says so
+    try:
+        own = _parsed(offer, repo, sha)
+    except CoreAgentError as error:
+        if repo.trusted_hash or not only_harmless(offer.text):
+            return Applied(user, made_from=source, problem=error)
+        return Applied(user, made_from=source, skipped=f"the repository's settings are ignored: {error.message}")
     trusted = bool(repo.trusted_hash) and offer.hash == repo.trusted_hash
-    if not trusted:
+    skipped, commands = "", frozenset[str]()
+    if not trusted and own.runs_commands:
+        skipped, commands = _skipped(own, repo), frozenset(own.commands)
         own = own.harmless()
     chosen = {key: value for key, value in own.dispatch.model_dump().items() if value}
     changes: dict[str, Any] = {"dispatch": user.dispatch.model_copy(update=chosen)}
@@ -97,4 +137,15 @@ def apply(user: Settings, repo: Repo, sha: str, at_head: bool = False) -> Applie
         changes["hooks"] = own.hooks
     changes["commands"] = {**user.commands, **own.commands}
     agent_settings = offer.files.get(AGENT_FILE, "") if trusted else ""
-    return Applied(user.model_copy(update=changes), trusted, agent_settings, source)
+    return Applied(user.model_copy(update=changes), trusted, agent_settings, source, skipped, commands)
+
+
+def _skipped(own: RepoSettings, repo: Repo) -> str:
+    parts = ["setup hook"] if own.hooks.setup.run else []
+    if own.commands:
+        word = "command" if len(own.commands) == 1 else "commands"
+        parts.append(f"{word} {', '.join(sorted(own.commands))}")
+    why = "its settings changed since they were trusted" if repo.trusted_hash else "its settings are not trusted"
+    what = " and ".join(parts)
+    hint = f"`core-agent repo trust {repo.org}/{repo.name}` shows what it would run"
+    return f"without the {what} of {repo.org}/{repo.name}: {why}; {hint}"

@@ -130,6 +130,8 @@ class Attempt(BaseModel):
     """The CLI's session that this turn goes on with, "" for a fresh one."""
     session_id: str = ""
     """The id a fresh session is asked to take, where the CLI lets us choose."""
+    version: str = ""
+    """The version of the program as it was when this attempt was executed; an update may come at any time."""
     claimed_at: datetime
     started_at: datetime | None = None
     """When the agent was executed (from the shim's record); None: it never was."""
@@ -210,6 +212,8 @@ class Dispatch(BaseModel):
     """Where the landing branch stood before `accept`, for undo."""
     left_out: int = 0
     """Dirty files of the user's tree that the workspace started without."""
+    settings_note: str = ""
+    """What of the repository's own settings was not applied, and why: one line."""
     setup_note: str = ""
     """What a person should know of the setup hook's traces: one line, whatever becomes of the dispatch."""
     denied_tools: list[str] = Field(default_factory=list)

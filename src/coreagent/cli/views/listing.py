@@ -116,14 +116,15 @@ def trust_lines(reply: TrustReply, width: int, paint: Paint) -> list[str]:
     """What a repository would have the daemon run, in full: consent to what was not shown is none."""
     name = f"{one_line(reply.repo.org)}/{one_line(reply.repo.name)}"
     if not reply.settings:
-        lines = [f"{paint.bold(name)} brings no settings of its own that run commands"]
+        lines = [f"{paint.bold(name)} brings no settings of its own: there is nothing to trust"]
     else:
         lines = [f"{paint.bold(name)} would have core-agent run what stands in these files:"]
         for file, text in reply.settings.items():
             lines += ["", paint.bold(one_line(file)), *(f"  {line}" for line in safe_lines(text))]
         lines.append("")
     if reply.applied:
-        lines.append(paint.green(f"✓ trusted as it is now ({reply.hash[:12]}); a change asks again"))
+        if reply.repo.trusted:
+            lines.append(paint.green(f"✓ trusted as they are now ({reply.hash[:12]}); a change asks again"))
         if reply.repo.bypass_consent:
             lines += [
                 paint.yellow(line) for line in wrap("agents may run here without asking and without a sandbox", width)
@@ -147,6 +148,10 @@ def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint) -> list[str]
     for row in rows:
         if row.found and row.login == "no" and row.login_how:
             lines.append(paint.yellow(f"  {one_line(row.name)}: {one_line(row.login_how)}"))
+        if row.others:
+            # Not in a table's cell: which of them is used is what a person has to know.
+            there = f"{row.path} is used; there is also {', '.join(row.others)}"
+            lines += [paint.yellow(line) for line in wrap(one_line(f"  {row.name}: {there}"), width, "    ")]
     return lines
 
 
