@@ -232,7 +232,8 @@ class Acp:
     def call(self, method: str, params: dict[str, Any], then: Callable[[dict[str, Any]], None]) -> None:
         self.calls += 1
         self.waiting[self.calls] = then
-        self.note("call", id=self.calls, method=method)
+        loading = {"session": params["sessionId"]} if method == "session/load" else {}
+        self.note("call", id=self.calls, method=method, **loading)
         self.send({"id": self.calls, "method": method, "params": params})
 
     def tell(self, method: str, params: dict[str, Any]) -> None:

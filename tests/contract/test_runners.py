@@ -28,6 +28,10 @@ KEYS = ("ANTHROPIC_API_KEY", "CODEX_API_KEY", "GEMINI_API_KEY")
 class Own:
     argv: list[str]
     env: Mapping[str, str]
+    variables: tuple[str, ...] = ()
+    mode: str = ""
+    model: str = ""
+    auth: str = ""
 
 
 @pytest.fixture
@@ -51,6 +55,7 @@ def launch(tmp_path: Path) -> Launch:
             **dict.fromkeys(KEYS, "secret"),
         },
         command=Own(["cat"], {"OWN": "1"}),
+        acp=Own(["cat"], {"OWN": "1"}),
         script="steps: [{say: hello}]",
     )
 
@@ -231,14 +236,14 @@ def test_its_variables_pass_and_others_do_not(name: str) -> None:
     env = {
         "PATH": "/bin",
         "LC_ALL": "C",
-        "MISTRAL_API_KEY": "x",
+        "UNHEARD_OF_API_KEY": "x",
         "CORE_AGENT_ATTEMPT": "1",
         "MINE": "1",
         "EXTRA_A": "1",
     }
     env |= {pattern.replace("*", "X"): "1" for pattern in runner.variables}
     passed = allow(env, runner, NoSettings(env=["MINE"]), ["EXTRA_*"])
-    expected = set(env) - {"MISTRAL_API_KEY", "CORE_AGENT_ATTEMPT"}
+    expected = set(env) - {"UNHEARD_OF_API_KEY", "CORE_AGENT_ATTEMPT"}
     assert set(passed) == expected
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreagent import paths, runners
 from coreagent.capability import Caller
@@ -25,15 +26,18 @@ if TYPE_CHECKING:
 SPEC_VERSION = 1
 
 
-def ready(engine: Engine, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
+def ready(engine: Engine, dispatch: Dispatch, attempt: Attempt, directory: Path) -> Attempt:
     """Write what this attempt executes into its spool, with its directories and credentials in place. Blocking.
 
+    Returns: the attempt, with the version of the program that it executes.
     Raises: runner_missing, runner_too_old, blocked_flag, bad_script, settings_invalid, no_space.
     """
+    attempt = attempt.model_copy(update={"version": version(engine.core, dispatch)})
     made = plan(engine, dispatch, attempt)
     engine.core.mark("planned")
     write_spec(engine, dispatch, attempt, made, directory)
     engine.core.crash_point("spec-written")
+    return attempt
 
 
 def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
@@ -49,7 +53,12 @@ def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
         first = _first_prompt(place, dispatch)
         added = "\n\n".join(part for part in (first, attempt.prompt) if part)
         prompt = fresh_prompt(first, attempt.prompt) if attempt.kind == "fresh" else added
-    made = runner.plan(make_launch(engine.core, dispatch, attempt, runner, place, prompt))
+    asked = make_launch(engine.core, dispatch, attempt, runner, place, prompt)
+    if dispatch.runner == "acp" and attempt.resume_session:
+        # Its client is far from here when it learns that the session is lost.
+        lost = fresh_prompt(_first_prompt(place, dispatch), attempt.prompt)
+        asked = dataclasses.replace(asked, fresh_prompt=lost)
+    made = runner.plan(asked)
     lay_out(made)
     return made
 
@@ -61,6 +70,17 @@ def _first_prompt(place: Layout, dispatch: Dispatch) -> str:
         raise CoreAgentError(
             "workspace_gone", f"the prompt of {dispatch.workspace} was removed or replaced", cause=told(error)
         ) from error
+
+
+def version(core: Core, dispatch: Dispatch) -> str:
+    """The version of the program that is about to be executed: it may have been updated since the task came. Blocking.
+
+    Raises: runner_missing, runner_too_old.
+    """
+    if dispatch.runner == "command":
+        return ""
+    runner, settings = runners.load(dispatch.runner), runner_settings(core, dispatch.runner)
+    return runner.find(environment_of(core, dispatch), settings).require().version
 
 
 def fresh_prompt(first: str, addition: str) -> str:
@@ -98,6 +118,7 @@ def make_launch(
         config_home=str(place.config_home(dispatch.runner)) if private else "",
         settings=settings,
         command=applied.settings.commands.get(dispatch.model) if dispatch.runner == "command" else None,
+        acp=core.settings.acp.get(dispatch.model.partition(":")[0]) if dispatch.runner == "acp" else None,
         trusted_settings=applied.agent_settings,
         script=dispatch.options.script,
     )
@@ -162,7 +183,7 @@ def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan,
         if made.stdin is not None:
             stdin = str(directory / "stdin")
             _write(directory / "stdin", made.stdin)
-        spec = {
+        spec: dict[str, Any] = {
             "v": SPEC_VERSION,
             "attempt": attempt.id,
             "argv": made.argv,
@@ -176,6 +197,8 @@ def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan,
             "grace_s": made.stop_grace_s,
             "socket": paths.attempt_socket(core.home, attempt.id),
         }
+        if made.acp is not None:
+            spec["acp"] = dict(made.acp)
         _write(directory / "spec.json", json.dumps(spec).encode())
     except OSError as error:
         raise CoreAgentError(

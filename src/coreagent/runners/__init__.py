@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from coreagent.runners.base import Runner
 
 FAMILY: Final[dict[str, str]] = {
+    "acp": "coreagent.runners.acp:Acp",
     "claude": "coreagent.runners.claude:Claude",
     "codex": "coreagent.runners.codex:Codex",
     "command": "coreagent.runners.command:Command",
     "gemini": "coreagent.runners.gemini:Gemini",
+    "opencode": "coreagent.runners.opencode:Opencode",
     "scripted": "coreagent.runners.scripted:Scripted",
 }
 

@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Protocol
@@ -63,6 +63,23 @@ class CommandSettings(Protocol):
     def env(self) -> Mapping[str, str]: ...
 
 
+class AcpSettings(Protocol):
+    """What the `acp` runner reads of `acp.<name>`."""
+
+    @property
+    def argv(self) -> Sequence[str]: ...
+    @property
+    def env(self) -> Mapping[str, str]: ...
+    @property
+    def variables(self) -> Sequence[str]: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def auth(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class NoSettings:
     """Settings of a runner that agents.yaml does not mention."""
@@ -95,6 +112,9 @@ class Launch:
     """The workspace's private configuration directory, or "" for the user's own."""
     settings: RunnerSettings = field(default_factory=NoSettings)
     command: CommandSettings | None = None
+    acp: AcpSettings | None = None
+    fresh_prompt: str = ""
+    """With `resume_session`: the prompt of the new session that takes its place when it is lost; else ""."""
     script: str = ""
     """The `scripted` runner's YAML text."""
     trusted_settings: str = ""
@@ -110,6 +130,8 @@ class Plan:
     session_id: str
     stdin: bytes | None = None
     """Bytes of a file that becomes standard input; None is /dev/null. It is never an open pipe."""
+    acp: Mapping[str, Any] | None = None
+    """What the shim's own client says to an agent of the Agent Client Protocol; `stdin` is then the prompt."""
     stop_signal: Literal["INT", "TERM", "KILL"] = "TERM"
     stop_grace_s: float = 5.0
     directories: tuple[str, ...] = ()
@@ -203,13 +225,19 @@ class Parser:
             dropped = whole(record.get("bytes"))
             told = plural(dropped, "byte of output was", "bytes of output were")
             events = [AgentEvent(kind=EventKind.TEXT, text=f"[{told} not kept]", data={"dropped": dropped})]
-        else:
-            try:
-                events = self.read(record)
-            # A shape that no version of the protocol has shown: counted, never fatal for the attempt.
-            except (ValueError, TypeError, AttributeError, KeyError, LookupError, OverflowError, RecursionError):
-                self.outcome.unparsed += 1
-                return []
+            self._note(events)
+            return events
+        return self._events_of(record, self.read)
+
+    def _events_of(
+        self, record: dict[str, Any], read: Callable[[dict[str, Any]], list[AgentEvent]]
+    ) -> list[AgentEvent]:
+        try:
+            events = read(record)
+        # A shape that no version of the protocol has shown: counted, never fatal for the attempt.
+        except (ValueError, TypeError, AttributeError, KeyError, LookupError, OverflowError, RecursionError):
+            self.outcome.unparsed += 1
+            return []
         self._note(events)
         return events
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -116,15 +117,17 @@ def _version_of(path: str, mtime_ns: int, size: int, inode: int, variables: tupl
     # A script's interpreter (`/usr/bin/env node`) may lie beside it and nowhere else.
     search = f"{os.path.dirname(path)}:{os.environ.get('PATH', '')}:{os.defpath}"
     try:
-        done = subprocess.run(
-            [path, "--version"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": search, "HOME": "/nonexistent", **dict(variables)},
-            timeout=VERSION_LIMIT_S,
-            check=False,
-        )
+        # Some make their directories before they answer, and give up where they cannot.
+        with tempfile.TemporaryDirectory(prefix="core-agent-", ignore_cleanup_errors=True) as home:
+            done = subprocess.run(
+                [path, "--version"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={"PATH": search, "HOME": home, **dict(variables)},
+                timeout=VERSION_LIMIT_S,
+                check=False,
+            )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return ".".join(str(part) for part in version_tuple(done.stdout.decode("utf-8", "replace")))
