@@ -10,8 +10,8 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from coreagent import wire
 
@@ -26,6 +26,7 @@ class Outlet:
         self._interruptible = interruptible
         self._lock = threading.Lock()
         self._torn = False
+        self._held: bytearray | None = None
 
     def send(self, kind: bytes, payload: bytes) -> None:
         """Send one message, waiting for the client where it must.
@@ -36,23 +37,42 @@ class Outlet:
         with self._lock:
             if self._torn:
                 raise BrokenPipeError
-            data = memoryview(wire.frame(kind, payload))
-            begun = False
-            try:
-                while data:
-                    try:
-                        sent = self._sock.send(data)
-                    except BlockingIOError:
-                        self._wait()
-                        continue
-                    begun = True
-                    data = data[sent:]
-            except OSError as error:
-                self._torn = True
-                raise BrokenPipeError from error
-            except BaseException:
-                self._torn = begun
-                raise
+            if self._held is not None:
+                self._held += wire.frame(kind, payload)
+                return
+            self._push(wire.frame(kind, payload))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is sent meanwhile leaves in one piece: a daemon that is killed has said all of it or nothing."""
+        self._held = bytearray()
+        try:
+            yield
+        finally:
+            with self._lock:
+                held, self._held = bytes(self._held), None
+                if self._torn:
+                    raise BrokenPipeError
+                self._push(held)
+
+    def _push(self, whole: bytes) -> None:
+        data = memoryview(whole)
+        begun = False
+        try:
+            while data:
+                try:
+                    sent = self._sock.send(data)
+                except BlockingIOError:
+                    self._wait()
+                    continue
+                begun = True
+                data = data[sent:]
+        except OSError as error:
+            self._torn = True
+            raise BrokenPipeError from error
+        except BaseException:
+            self._torn = begun
+            raise
 
     def _wait(self) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else os.pipe()

@@ -258,9 +258,12 @@ class Server:
         frames: list[tuple[bytes, bytes]],
     ) -> None:
         outlet: Outlet
+        terminal: Terminal
 
         def tell(argv: list[str]) -> None:
-            outlet.send(wire.RESUME, b"\0".join(os.fsencode(word) for word in argv))
+            with outlet.together():  # with what it says was printed
+                terminal.out.flush()
+                outlet.send(wire.RESUME, b"\0".join(os.fsencode(word) for word in argv))
 
         session = InDaemon(self._core, caller, self._loop, self._home, tell)  # type: ignore[arg-type]
         outlet = Outlet(conn, session.interruptible)

@@ -96,11 +96,11 @@ def wait(
     try:
         row = row_of(workspace)
         follower.show(row)
-        session().resume_with([*again, *words_of(follower.position())])
+        _told(again, follower)
         for _ in changes(row.workspace, TICK_S if follower.moves else 5.0):
             row = row_of(row.workspace)
             follower.show(row)
-            session().resume_with([*again, *words_of(follower.position())])
+            _told(again, follower)
             if at_rest(row):
                 break
             if at.ends and time() > at.ends:
@@ -120,6 +120,11 @@ def wait(
         return EXIT_INTERRUPTED
 
 
+def _told(again: list[str], follower: _Follower) -> None:
+    session().resume_with([*again, *words_of(follower.position())])
+    terminal().out.flush()
+
+
 class _Follower:
     """The live view of a person: what the agent did scrolls by, three lines below say where it stands."""
 
@@ -135,8 +140,7 @@ class _Follower:
         self._ends = at.ends
 
     def position(self) -> Position:
-        """Where somebody else could go on from here; what comes before it is on its way to the terminal."""
-        self._terminal.out.flush()
+        """Where somebody else could go on from here."""
         return Position(
             after=self._after,
             attempt=self._attempt,
@@ -158,7 +162,6 @@ class _Follower:
             if phase != self._phase and not at_rest(row):
                 say([f"{one_line(row.workspace)}  {phase}"])
                 self._phase = phase
-            self._terminal.out.flush()
 
     def _news(self, row: WorkspaceRow) -> list[str]:
         return self._page(row)[0]
@@ -261,7 +264,6 @@ class _JsonFollower(_Quiet):
         if line != self._last:
             self._last = line
             say([to_json(row, line=True)])
-            self._terminal.out.flush()
 
 
 def wait_for(
@@ -302,15 +304,19 @@ def watch(
         seq = since or -1  # to the capability 0 means from now
     again = ["watch", *([workspace] if workspace else []), *(["--once"] if once else [])]
     again += ["--json"] if as_json else []
-    while True:
+
+    def here() -> list[str]:
         limit = [] if ends is None else ["--timeout", f"{max(0.001, ends - monotonic()):.3f}s"]
-        session().resume_with([*again, "--since", str(max(seq, 0)), *limit])
+        return [*again, "--since", str(max(seq, 0)), *limit]
+
+    while True:
+        session().resume_with(here())
+        terminal().out.flush()
         left = 30.0 if ends is None else max(0.0, min(30.0, ends - monotonic()))
         reply = session().call("watch", workspace=workspace, since=seq, timeout_s=left)
         seq = max(seq, reply.seq)
         for message in reply.events:
             say([to_json(message, line=True) if as_json else event.message_line(message, terminal().width, paint())])
-        terminal().out.flush()
         if once and reply.events:
             return
         if ends is not None and monotonic() >= ends:
@@ -347,9 +353,9 @@ def logs(
             say(to_json(entry, line=True) for entry in reply.entries)
         else:
             last = _print_page(reply, raw, last)
-        terminal().out.flush()
         if follow:
             session().resume_with([*again, *words_of(Position(after=after, attempt=last, runs=runs))])
+        terminal().out.flush()
         if reply.entries:
             continue
         if not follow:
