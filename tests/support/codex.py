@@ -9,6 +9,8 @@ from pathlib import Path
 from coreagent.modelserver import ModelServer, Script, Tool
 from coreagent.runners.codex import native
 from tests.support import netns, real
+from tests.support.desk import Cli, Desk
+from tests.support.home import Home
 from tests.support.real import Bench
 
 KEY = "sk-scripted-codex"
@@ -40,6 +42,15 @@ def program(space: netns.Netns | netns.NoNetns, directory: Path) -> str:
 
 def bench(root: Path, server: ModelServer, path: str, env: Mapping[str, str] | None = None) -> Bench:
     return real.bench(root, server, "codex", path, {**environment(server), **(env or {})})
+
+
+@contextmanager
+def seated(home: Home, scripts: Sequence[Script], settings: str = "") -> Iterator[Desk]:
+    """A desk with codex whose model plays these scripts; at the end nothing runs that should not."""
+    with served(scripts) as (server, space):
+        desk = Desk(home, server, settings, Cli("codex", program(space, home.dir / "bin"), environment(server)))
+        yield desk
+        assert desk.agents() == {}
 
 
 def shell(command: str, **more: object) -> Tool:

@@ -1,12 +1,13 @@
-"""A home with the real claude CLI on its PATH, a repository, and a model of ours that the CLI talks to."""
+"""A home with a real agent CLI on its PATH, a repository, and a model of ours that the CLI talks to."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,42 @@ def sleeper(seconds: int) -> str:
     return f"{sys.executable} -c 'import time; time.sleep({seconds})'"
 
 
+@dataclass(frozen=True)
+class Cli:
+    """A real CLI: its runner's name, its program, and what leads it to the model."""
+
+    name: str
+    path: str
+    env: Mapping[str, str]
+
+
+def claude_cli(server: ModelServer) -> Cli:
+    env = {
+        "ANTHROPIC_BASE_URL": server.url,
+        "ANTHROPIC_API_KEY": KEY,
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+        "API_TIMEOUT_MS": "30000",
+    }
+    return Cli("claude", require_claude(), env)
+
+
 class Desk:
     """What a person has before them; every command is the installed one."""
 
-    def __init__(self, home: Home, server: ModelServer, settings: str = "") -> None:
+    def __init__(self, home: Home, server: ModelServer, settings: str = "", cli: Cli | None = None) -> None:
         self.home, self.server = home, server
+        cli = cli or claude_cli(server)
         self.repo = home.repo()
         home.git("config", "user.name", "Person", cwd=self.repo)
         home.git("config", "user.email", "person@example.org", cwd=self.repo)
         home.core.mkdir(mode=0o700, exist_ok=True)
         (home.core / "agents.yaml").write_text(
-            "version: 1\ndispatch: {default_agent: claude}\nconcurrency: {claude: 2}\n" + settings
+            f"version: 1\ndispatch: {{default_agent: {cli.name}}}\nconcurrency: {{{cli.name}: 2}}\n" + settings
         )
-        home.env["PATH"] = f"{Path(require_claude()).parent}:{home.env['PATH']}"
+        home.env["PATH"] = f"{Path(cli.path).parent}:{home.env['PATH']}"
         # The daemon is started without them: an agent that has them got them from its own client.
         home.run("daemon", "start")
-        home.env |= {
-            "ANTHROPIC_BASE_URL": server.url,
-            "ANTHROPIC_API_KEY": KEY,
-            "CLAUDE_CODE_MAX_RETRIES": "0",
-            "API_TIMEOUT_MS": "30000",
-        }
+        home.env |= cli.env
 
     def dispatch(self, task: str, name: str, *argv: str, code: int | None = 0, wait: bool = True) -> dict[str, Any]:
         """Dispatch, wait for the end unless told otherwise, and return the row of `status`."""

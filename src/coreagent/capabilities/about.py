@@ -45,6 +45,7 @@ def _runner_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
         runner=name,
         found=not found.problem,
         path=found.path,
+        others=list(found.others),
         version=found.version,
         minimum=runner.minimum,
         problem=found.message,

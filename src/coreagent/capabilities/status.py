@@ -176,7 +176,8 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         if a.started_at is None:
             said.append(f"{a.claimed_at:%Y-%m-%d %H:%M:%S} attempt {a.n} claimed; its agent was not executed")
             continue
-        line = f"{a.started_at:%Y-%m-%d %H:%M:%S} attempt {a.n} executed ({a.kind}), shim {a.shim_pid}"
+        program = f", {d.runner} {a.version}" if a.version else ""
+        line = f"{a.started_at:%Y-%m-%d %H:%M:%S} attempt {a.n} executed ({a.kind}){program}, shim {a.shim_pid}"
         said.append(line)
         if a.ended_at is None:
             continue

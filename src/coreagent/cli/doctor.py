@@ -306,6 +306,9 @@ def _runners(here: Terminal) -> Iterator[Check]:
             message=f"{found.version} at {found.path}, {words[login.state]}{how}",
             hint=login.hint,
         )
+        if found.others:
+            hint = f"runners.{name}.path in agents.yaml chooses another"
+            yield Check(name=name, state="warn", message=f"there is also {', '.join(found.others)}", hint=hint)
 
 
 def _space() -> Iterator[Check]:

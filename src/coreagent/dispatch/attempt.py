@@ -122,7 +122,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         await engine.apply_settings(dispatch)
         dispatch = await prep.prepare(engine, dispatch, attempt)
         core.crash_point("prepared")
-        await asyncio.to_thread(launch.ready, engine, dispatch, attempt, directory)
+        attempt = await asyncio.to_thread(launch.ready, engine, dispatch, attempt, directory)
     except CoreAgentError as error:
         reason = Reason.SETUP_FAILED if error.slug == "setup_failed" else Reason.PREP_FAILED
         verdict = Verdict(State.FAILED, reason, _one_line(error))

@@ -286,6 +286,8 @@ class AgentRow(BaseModel):
     runner: str
     found: bool
     path: str = ""
+    others: list[str] = Field(default_factory=list)
+    """Further programs of that name; `path` is the one that is used."""
     version: str = ""
     minimum: str = ""
     problem: str = ""
