@@ -113,7 +113,8 @@ class Core:
             loaded = config.load(self.home, self.env)
         except CoreAgentError as error:
             self.problems = [" ".join(error.lines())]
-            if first and not self._use(good):
+            # What is in force may be no person's settings but the defaults of a home that had none.
+            if not (self._use(good) if first else good.exists()):
                 self.settings_error = error
             if self.settings_error is None:
                 self.problems.append("the last good settings are in force")

@@ -255,10 +255,11 @@ def test_trust_shows_everything_before_it_asks() -> None:
     told = say("repo", "trust", interactive=True, stdin="n\n")
     assert "hooks: {}" in told.out
     assert [a["apply"] for _, a in told.calls] == [False]
-    applied = lambda a: TrustReply(repo=REPO, hash="h" * 64, settings={"f": "x"}, applied=a["apply"])  # noqa: E731
+    trusted = REPO.model_copy(update={"trusted": True})
+    applied = lambda a: TrustReply(repo=trusted, hash="h" * 64, settings={"f": "x"}, applied=a["apply"])  # noqa: E731
     told = say("repo", "trust", interactive=True, stdin="yes\n", repo__trust=applied)
     assert [a["apply"] for _, a in told.calls] == [False, True]
-    assert "trusted as it is now" in told.out
+    assert "trusted as they are now" in told.out
     assert "--yes trusts them" in say("repo", "trust").out
 
 

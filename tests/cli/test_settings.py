@@ -24,6 +24,21 @@ def test_a_bad_first_file(home: Home) -> None:
     assert [row["state"] for row in world.settle().values()] == ["completed"]
 
 
+def test_a_first_file_that_is_bad_is_told_before_what_hangs_on_it(home: Home) -> None:
+    repo = home.repo()
+    home.run("daemon", "start")  # over a home without settings: its defaults are nobody's wish
+    text = "version: 1\ncommands: {ok: {argv: [/bin/true]}}\nrunner: {claude: {permissions: bypass, model: opus}}\n"
+    (home.core / "agents.yaml").write_text(text)
+    refused = home.run("dispatch", "x", "-a", "command:ok", cwd=repo, code=2)
+    assert f"error[E7001]: {home.core}/agents.yaml:3:1: runner" in refused.err
+    assert "did you mean `runners`?" in refused.err
+    shown = home.run("status", env={"COLUMNS": "60"}).out
+    assert "…" not in shown
+    assert "hint: did you mean `runners`?" in " ".join(shown.split())
+    (home.core / "agents.yaml").write_text(text.replace("runner:", "runners:"))
+    home.run("dispatch", "x", "-a", "command:ok", cwd=repo)
+
+
 def test_a_file_that_turns_bad_leaves_the_last_good_one_in_force(home: Home) -> None:
     world = World(home, limit=2)
     assert world.dispatch("one") is not None

@@ -170,7 +170,7 @@ def status_lines(
     With `room`, at most so many lines where that can be: the counts and the oldest that need a person stay, what does
     not fit is counted, and `all_of_it` is the command that shows it.
     """
-    top = [paint.yellow(fit(f"! {one_line(warning)}", width)) for warning in report.warnings]
+    top = [paint.yellow(line) for said in report.warnings for line in _warning(one_line(said), width)]
     top += headline(report, width, paint)
     told = [(title, rows) for title, rows in sections(report) if rows]
     shown = [row for _, rows in told for row in rows]
@@ -186,6 +186,12 @@ def status_lines(
     more = f"+{hidden:,} more" + (f": {all_of_it}" if all_of_it else "")
     lines = [*top, *kept, *([paint.dim(fit(more, width))] if hidden else [])]
     return lines + (pools if len(lines) + len(pools) <= room else [])
+
+
+def _warning(text: str, width: int) -> list[str]:
+    """A warning in full: its end says where the mistake is and what to do."""
+    first, *rest = wrap(text, width - 2)
+    return [f"! {first}", *(f"  {line}" for line in rest)]
 
 
 def _that_fit(blocks: list[list[list[str]]], room: int) -> tuple[list[str], int]:
