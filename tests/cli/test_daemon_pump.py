@@ -108,7 +108,7 @@ def test_it_goes_to_the_next_daemon_before_anybody_asks(home: Home) -> None:
         home.kill_daemon()
         lost = client.hear()
         assert (lost["id"], lost["error"]["code"]) == (1, -32000)
-        for _ in range(500):
+        for _ in range(3000):
             if home.daemon_pid:
                 break
             select.select([], [], [], 0.02)
