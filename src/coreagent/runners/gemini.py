@@ -178,8 +178,9 @@ def _plain(path: str) -> bool:
 
 
 def _prompt(launch: Launch) -> bytes:
-    # A prompt that begins with "/" is a command, and a `@path` is replaced by what is in it: "@./" by everything.
-    text = "\n" + launch.prompt if launch.prompt.startswith("/") else launch.prompt
+    # What begins with "/" is a command, or is forgotten when the session goes on, as what begins with "?" is. A `@path`
+    # is replaced by what is in it, and "@./" by everything.
+    text = f"My request: {launch.prompt}" if launch.prompt.lstrip()[:1] in ("/", "?") else launch.prompt
     return AT_PATH.sub(lambda found: _kept(found, launch.repo_dir), text).encode("utf-8", "replace")
 
 
@@ -201,8 +202,18 @@ def permissions(granted: Permissions, workspace_dir: str) -> bytes:
     commands, and the agent can write them.
     """
     if granted == "bypass":
-        return _rules({"toolName": "*", "decision": "allow", "priority": 998, "allowRedirection": True})
-    specs = rf'"file_path":"({re.escape(workspace_dir)}/specs|(\.\./)+specs)/'
+        return _rules(
+            {"toolName": "*", "decision": "allow", "priority": 900},
+            # Without a pattern `git` would be refused in a checkout that is not trusted, and whatever looks risky.
+            {
+                "toolName": "run_shell_command",
+                "argsPattern": ".",
+                "decision": "allow",
+                "priority": 950,
+                "allowRedirection": True,
+            },
+        )
+    specs = rf'"file_path":"([^"]*\.\.|{re.escape(workspace_dir)})/specs/'
     return _rules(
         {"toolName": ["write_file", "replace"], "decision": "allow", "priority": 900},
         {

@@ -27,6 +27,7 @@ TEXTS: Final = (
     (r"api.?key (not valid|not found|invalid|expired)|unauthenticated|permission.?denied|sign in|log ?in", Reason.AUTH),
     (r"billing|insufficient.{0,20}(credit|balance|funds)|prepayment|credits? (are|is) depleted", Reason.BUDGET),
     (r"quota|resource.?exhausted|rate.?limit|too many requests|capacity on this model", Reason.RATE_LIMIT),
+    (r"model.{0,80}(not found|not supported|not exist)|not found for api version", Reason.CONFIGURATION),
     (r"safety|recitation|prohibited|blocked", Reason.MODEL_REFUSED),
     (r"max session turns|turn limit", Reason.MAX_TURNS),
     (r"operation cancelled", Reason.CANCELLED),
@@ -37,15 +38,15 @@ TEXTS: Final = (
 )  # fmt: skip
 # What it says on stderr when it does not even begin.
 REFUSALS: Final = (
-    (r"error resuming session|no previous sessions found|invalid session identifier", Reason.SESSION_LOST),
+    (r"error (resuming|starting) session|no previous sessions found|session id .{0,80}already", Reason.SESSION_LOST),
     (r"auth method|gemini_api_key|google_cloud_project|error authenticating|login required", Reason.AUTH),
     (
-        r"unknown argument|invalid values|not enough arguments|session id .{0,80}already|untrusted|trusted directory"
+        r"unknown argument|invalid values|not enough arguments|untrusted|trusted directory"
         r"|invalid configuration|failed to parse|fix the configuration|node\.js",
         Reason.CONFIGURATION,
     ),
 )
-DENIALS: Final = frozenset({"policy_violation", "tool_not_registered"})
+DENIALS: Final = frozenset({"policy_violation", "path_not_in_workspace", "tool_not_registered"})
 # A tool that is not registered may also be one that never was: then nobody was denied anything.
 DENIABLE: Final = frozenset(
     {"run_shell_command", "web_fetch", "write_file", "replace", "activate_skill", "exit_plan_mode", "ask_user"}
@@ -115,7 +116,7 @@ class GeminiParser(Parser):
             tool_id=identity,
             text=bounded(said),
             is_error=record.get("status") != "success",
-            denied=kind in DENIALS and (kind == "policy_violation" or name in DENIABLE),
+            denied=kind in DENIALS and (kind != "tool_not_registered" or name in DENIABLE),
         )
 
     def _error(self, record: dict[str, Any]) -> list[AgentEvent]:
