@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def test_a_command_has_the_callers_environment(desk: tuple[Home, Path]) -> None:
     row = home.json("status", "one")["workspaces"][0]
     assert (row["runs"], row["reason"]) == (2, "died")
     assert str(program) in home.run("attach", "one", "--print").out
+
+
+def test_what_attach_prints_works_when_it_is_pasted_and_holds_no_secret(desk: tuple[Home, Path]) -> None:
+    home, program = desk
+    home.run("dispatch", "x", "-a", "claude", "-n", "one", "--wait", cwd=home.user / "repo", code=10)
+    program.write_text('#!/bin/sh\ntest -f "$CLAUDE_CONFIG_DIR/.claude.json" && echo "$PWD $ANTHROPIC_API_KEY $*"\n')
+    private = home.core / "workspace/local/repo/one"
+    for file in private.rglob(".claude.json"):
+        file.unlink()
+    line = home.run("attach", "one", "--print").out
+    assert KEY not in line
+    pasted = subprocess.run(["sh", "-c", line], env=home.env, cwd="/", capture_output=True, text=True, check=True)
+    assert pasted.stdout.startswith(f"{private}/repo {KEY} --")
+    told = home.json("attach", "one")
+    assert KEY not in json.dumps(told)
+    assert "ANTHROPIC_API_KEY" in told["from_your_shell"]
+    assert told["env"]["CLAUDE_CONFIG_DIR"].startswith(str(private))
 
 
 def test_a_call_and_an_mcp_client_have_theirs(desk: tuple[Home, Path]) -> None:

@@ -108,7 +108,10 @@ def move_reply(dispatch: Dispatch, note: str = "") -> MoveReply:
 
 @capability("attach.plan")
 async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run: bool = False) -> AttachReply:
-    """End the headless turn (not with `dry_run`) and tell what the person's terminal executes to go on in it."""
+    """End the headless turn (not with `dry_run`) and tell what the person's terminal executes to go on in it.
+
+    With `dry_run` too, what it needs is in place when no turn runs: the command line is there to be pasted.
+    """
     engine = core.engine
     found = await find_open(core, workspace)
     place = layout(core.home, core.settings, found)
@@ -118,7 +121,10 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
         )
     await asyncio.to_thread(prep.check_checkout, core.home, place, found)
     plan = _interactive(core, caller, found, place)  # what cannot be attached to is not stopped
-    if not dry_run:
+    if dry_run:
+        if found.state not in ACTIVE:
+            await asyncio.to_thread(lay_out, plan)
+    else:
         if found.state in ACTIVE or found.state is State.QUEUED:
             await _stop(core, found.id, "attach")
             found = engine.board.get(found.id, found)

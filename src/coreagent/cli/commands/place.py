@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -26,6 +27,7 @@ from coreagent.models.report import AttachReply, MoveReply, WorkspaceShow
 
 # What the person's terminal needs to be drawn on; an agent's own environment does not have it.
 _TERMINAL_NAMES = ("TERM", "COLORTERM", "TERM_PROGRAM", "LANG", "LC_ALL", "LC_CTYPE", "COLUMNS", "LINES", "NO_COLOR")
+_SECRET = re.compile(r"(^|_)(KEY(_ID)?|TOKEN|SECRET\w*|PASS\w*|CREDENTIALS?|HEADERS|AUTH\w*)$", re.IGNORECASE)
 _EDITORS = ("code", "nvim", "vim", "vi", "nano", "emacs")
 
 STARTER = """\
@@ -51,7 +53,7 @@ concurrency:
 def attach(
     workspace: Workspace,
     dry_run: Annotated[
-        bool, typer.Option("--print", help="Only print the command line (ends the headless turn).")
+        bool, typer.Option("--print", help="Only print the command line, to be pasted; ends no turn.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,8 +67,10 @@ def attach(
         raise CoreAgentError("no_terminal", "attach needs a terminal", hint="core-agent logs -f follows without one")
     plan: AttachReply = session().call("attach.plan", workspace=workspace, dry_run=dry_run or as_json)
     if dry_run or as_json:
-        words = {"argv": plan.argv, "cwd": plan.cwd, "env": plan.env}
-        answer(words, as_json, lambda t: [f"cd {shlex.quote(plan.cwd)} && {shlex.join(plan.argv)}"])
+        made, own = _shown_environment(plan.env, here.env)
+        words = {"argv": plan.argv, "cwd": plan.cwd, "env": made, "from_your_shell": own}
+        setting = ["env", *(f"{name}={value}" for name, value in made.items())] if made else []
+        answer(words, as_json, lambda t: [f"cd {shlex.quote(plan.cwd)} && {shlex.join([*setting, *plan.argv])}"])
         return
     here.flush()
     code = _in_foreground(plan.argv, plan.cwd, _with_terminal(plan.env, here.env))
@@ -75,6 +79,12 @@ def attach(
         say([done.note])
     say([paint().dim(f"go on headless: core-agent resume {one_line(workspace)}")])
     raise typer.Exit(code)
+
+
+def _shown_environment(env: Mapping[str, str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """What of an agent's environment a person must set, and the names that their shell gives: no secret is printed."""
+    made = {name: value for name, value in env.items() if own.get(name) != value and not _SECRET.search(name)}
+    return made, sorted(env.keys() - made.keys())
 
 
 def _with_terminal(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
