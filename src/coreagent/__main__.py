@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 CANNOT_WRITE = 1
 TRIES = 8
+UNEASY_S = 3.0
+"""After so long without a sign of life a person is told whom we wait for."""
 CALM_S = 10.0
 """After so long with one daemon, the tries to find the next one begin anew."""
 COMPLETE = "_CORE_AGENT_COMPLETE"
@@ -52,6 +54,11 @@ class Line:
         self.special_screen = False
         self._sending = False
         self._unsent = b""
+        self._heard = False
+        self._told = False
+        self._patience = wire.patience(os.environ)
+        self._since = os.times().elapsed
+        wait_at_most(sock, min(UNEASY_S, self._patience))
 
     def send(self, data: bytes) -> None:
         """Send whole frames; a signal handler that comes in between waits for its turn."""
@@ -69,7 +76,11 @@ class Line:
 
     def _push(self, data: bytes) -> None:
         if not self.pumping:
-            self.sock.sendall(data)
+            while data:
+                try:
+                    data = data[self.sock.send(data) :]
+                except BlockingIOError:
+                    self._silence()
             return
         try:
             sent = self.sock.send(data)
@@ -90,7 +101,7 @@ class Line:
 
     def _on_interrupt(self, number: int, frame: object) -> None:
         self.interrupts += 1
-        if self.interrupts > 1:
+        if self.interrupts > 1 or (self._told and not self._heard):
             self.leave(INTERRUPTED)
         self._tell(wire.frame(wire.INTERRUPT))
 
@@ -118,14 +129,42 @@ class Line:
             write(1, _LEAVE_SCREEN)
             self.special_screen = False
 
+    def _hear(self) -> bytes:
+        """The daemon's next words; the first ones are not waited for for ever.
+
+        Raises: CoreAgentError.
+        """
+        if self._heard:
+            return self.sock.recv(262144)
+        while True:
+            try:
+                data = self.sock.recv(262144)
+                break
+            except BlockingIOError:
+                self._silence()
+        self._heard = True
+        wait_at_most(self.sock, 0)
+        return data
+
+    def _silence(self) -> None:
+        """A daemon that works says so within a second: say that this one does not, and give up in the end."""
+        pid = wire.peer(self.sock)[0]
+        if os.times().elapsed - self._since >= self._patience:
+            from coreagent.cli.session import silent
+
+            raise silent(pid)
+        if not self._told and not self._heard:
+            self._told = True
+            write(2, f"the daemon (pid {pid}) does not answer; waiting up to {self._patience:g} s\n".encode())
+
     def copy(self) -> int:
         """Copy frames until the exit code comes, and return it.
 
-        Raises: Again, ConnectionError when the daemon goes away, BadFrame.
+        Raises: Again, ConnectionError when the daemon goes away, BadFrame, CoreAgentError when it never says a word.
         """
         decoder = wire.Decoder(wire.FROM_DAEMON)
         while True:
-            data = self._read() if self.pumping else self.sock.recv(262144)
+            data = self._read() if self.pumping else self._hear()
             if not data:
                 if self.interrupts:
                     return INTERRUPTED  # a frame that waited for our reader was cut short, as we asked
@@ -222,7 +261,15 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
     for attempt in range(3):
         sock = beyond_standard(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
         try:
+            wait_at_most(sock, wire.patience(os.environ))
             sock.connect(path)
+            wait_at_most(sock, 0)
+        except BlockingIOError:
+            sock.close()
+            from coreagent.cli.session import silent
+            from coreagent.daemon.house import holder
+
+            raise silent(holder(home)) from None  # so many wait already that we are not even heard
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             sock.close()
             if not start:
@@ -245,6 +292,14 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
     from coreagent.daemon.launch import unreachable
 
     raise unreachable(home, None)
+
+
+def wait_at_most(sock: "_socket.socket", seconds: float) -> None:
+    """From now on a call that blocks ends with BlockingIOError after so long; 0 is never."""
+    whole = int(seconds)
+    limit = whole.to_bytes(8, sys.byteorder) + int((seconds - whole) * 1e6).to_bytes(8, sys.byteorder)
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
 
 
 def beyond_standard(sock: "_socket.socket") -> "_socket.socket":

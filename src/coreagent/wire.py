@@ -45,6 +45,13 @@ follows something it says this again whenever it got further."""
 FROM_CLIENT = frozenset(OPEN + CALL + MCP + INPUT + END + INTERRUPT + WINDOW + STOP)
 FROM_DAEMON = frozenset(OUT + ERR + EXIT + REPLY + LOCAL + NOTICE + WANT + RESUME)
 
+ALIVE = ERR + bytes(4)
+"""An empty piece of standard error: a daemon that has nothing to say yet shows that it has heard."""
+ALIVE_S = 1.0
+"""After so long a daemon that has not answered says `ALIVE`."""
+PATIENCE_S = 30.0
+"""How long a daemon may be silent before nobody waits for it any more; `CORE_TIMEOUT` says another number."""
+
 # What a notice says, before its text.
 AGAIN = b"again"
 REFUSED = b"refused"
@@ -249,6 +256,15 @@ def describe(argv: "list[str]", env: "os._Environ[str] | dict[str, str]", extra:
     except OSError:
         cwd = ""  # the directory was removed under us; commands that need one say so
     return Opening(argv, cwd=cwd, columns=columns, lines=lines, colour=colour, ttys=ttys, env=passed(env, extra))
+
+
+def patience(env: "os._Environ[str] | dict[str, str]") -> float:
+    """Seconds that a client waits for the first word of a daemon."""
+    try:
+        seconds = float(env.get("CORE_TIMEOUT", ""))
+    except ValueError:
+        return PATIENCE_S
+    return seconds if 0 < seconds < 1e6 else PATIENCE_S
 
 
 def window(ttys: str) -> "tuple[int, int]":

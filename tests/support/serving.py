@@ -62,7 +62,7 @@ def opening(argv: list[str], home: Home, **fields: object) -> wire.Opening:
 
 
 def frames(sock: socket.socket) -> list[tuple[bytes, bytes]]:
-    """Everything that the daemon sends until it closes."""
+    """Everything that the daemon sends until it closes; that it is alive is no news."""
     decoder, heard = wire.Decoder(wire.FROM_DAEMON), []
     while True:
         try:
@@ -71,7 +71,7 @@ def frames(sock: socket.socket) -> list[tuple[bytes, bytes]]:
             return heard
         if not data:
             return heard
-        heard += decoder.feed(data)
+        heard += [frame for frame in decoder.feed(data) if wire.frame(*frame) != wire.ALIVE]
 
 
 def ask(home: Home, argv: list[str], **fields: object) -> tuple[int, bytes, bytes]:

@@ -264,8 +264,10 @@ def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> di
     )
     decoder, joiner = wire.Decoder(wire.FROM_DAEMON), wire.Joiner(limit=1 << 30)
     try:
+        sock.settimeout(wire.patience(os.environ))
         sock.sendall(wire.frame(wire.CALL, opening.pack()))
         while data := sock.recv(262144):
+            sock.settimeout(None)  # it has heard; what was asked may take its time
             for kind, payload in decoder.feed(data):
                 if kind == wire.NOTICE:
                     what, _, text = payload.partition(b"\0")
@@ -275,9 +277,20 @@ def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> di
                     raise CoreAgentError(slug, message)
                 if kind == wire.REPLY and (whole := joiner.add(kind, payload)) is not None:
                     return dict(json.loads(whole))
+    except TimeoutError:
+        raise silent(wire.peer(sock)[0]) from None
     except (OSError, wire.BadFrame) as error:
         raise _gone(str(error)) from None
     raise _gone("the connection was closed")
+
+
+def silent(pid: int) -> CoreAgentError:
+    """The daemon is there and says nothing at all."""
+    return CoreAgentError(
+        "daemon_silent",
+        f"the daemon (pid {pid}) does not answer",
+        hint=f"core-agent daemon logs; kill -9 {pid} ends it: agents go on, and the next command starts another one",
+    )
 
 
 def _gone(cause: str) -> CoreAgentError:

@@ -193,6 +193,8 @@ class Server:
             kind, payload, rest = await self._first(conn, decoder)
         opening = wire.Opening.unpack(payload)
         caller = self._core.role_of(pid, uid)
+        if caller.role != "worker" and wire.newer(opening.version, paths.VERSION):
+            _show_life(conn)  # asking its interpreter takes a while
         if caller.role != "worker" and await _is_newer_release(opening):
             await self._loop.sock_sendall(conn, wire.frame(wire.NOTICE, wire.AGAIN))
             log.info("giving way to %s of %s", opening.version, opening.executable)
@@ -294,9 +296,11 @@ class Server:
         threading.Thread(target=Context().run, args=(work,), name=f"command {opening.argv[:1]}", daemon=True).start()
         reading = asyncio.create_task(self._listen(conn, decoder, frames, session, terminal, stdin))
         finished = asyncio.create_task(done.wait())
+        life = self._loop.call_later(wire.ALIVE_S, outlet.show_life)
         try:
             await asyncio.wait([reading, finished], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            life.cancel()
             reading.cancel()
             if not done.is_set():
                 session.cancel()
@@ -361,6 +365,7 @@ class Server:
             this.add_done_callback(self._spared.discard)
         answering = asyncio.create_task(self._reply(name, arguments, caller))
         gone = asyncio.create_task(self._loop.sock_recv(conn, 1))
+        life = self._loop.call_later(wire.ALIVE_S, _show_life, conn)
         try:
             await asyncio.wait([answering, gone], return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
@@ -372,6 +377,7 @@ class Server:
                 conn.send(wire.frame(wire.REPLY, json.dumps(stopping.as_dict()).encode()))
             raise
         finally:
+            life.cancel()
             for task in (answering, gone):
                 task.cancel()
             await asyncio.gather(answering, gone, return_exceptions=True)
@@ -423,6 +429,11 @@ class Server:
                 conn.send(wire.frame(wire.NOTICE, wire.AGAIN if self._returns else wire.STOPPED))
             raise
         await send(b"0", wire.EXIT)
+
+
+def _show_life(conn: socket.socket) -> None:
+    with suppress(OSError):
+        conn.send(wire.ALIVE)
 
 
 def _resize(terminal: Terminal, payload: bytes) -> None:
