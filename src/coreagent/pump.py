@@ -18,7 +18,9 @@ MESSAGE_MAX = 8 << 20
 """Bytes of one message from a client; the largest argument is a task's text."""
 TOO_LONG = -32600
 CALM_S = 1.0
-"""A daemon that was lost sooner than this after we came to it is not sought again before somebody asks."""
+HASTY = 3
+"""After so many daemons in a row that were lost sooner than `CALM_S`, none is sought before somebody asks. One is usual:
+the door of a daemon that was killed is open for a moment longer than its other ends."""
 _ENDS = 1024
 """How much of the beginning and the end of a message that is too long is kept, to find its id."""
 UNREACHABLE = -32000
@@ -99,6 +101,7 @@ class Pump:
         self._open: dict[str, None] = {}
         self._swallow = ""
         self._since = 0.0
+        self._hasty = 0
 
     def run(self) -> int:
         """Carry until the client ends its input or the daemon ends the session; the exit code."""
@@ -136,10 +139,10 @@ class Pump:
 
         Where that fails, the next line from the client looks for it.
         """
-        calm = told or os.times().elapsed - self._since >= CALM_S
+        self._hasty = 0 if told or os.times().elapsed - self._since >= CALM_S else self._hasty + 1
         self._lost()
         try:
-            if not calm:
+            if self._hasty > HASTY:
                 raise ConnectionError("the daemon went away as soon as it was there")
             self._connect()
         except Exception as error:
