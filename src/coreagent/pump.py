@@ -19,8 +19,9 @@ MESSAGE_MAX = 8 << 20
 TOO_LONG = -32600
 CALM_S = 1.0
 HASTY = 3
-"""After so many daemons in a row that were lost sooner than `CALM_S`, none is sought before somebody asks. One is usual:
-the door of a daemon that was killed is open for a moment longer than its other ends."""
+"""After so many daemons in a row that were lost sooner than `CALM_S`, none is sought before somebody asks.
+
+One is usual: the door of a daemon that was killed is open for a moment longer than its other ends."""
 _ENDS = 1024
 """How much of the beginning and the end of a message that is too long is kept, to find its id."""
 UNREACHABLE = -32000
