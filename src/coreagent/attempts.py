@@ -225,12 +225,17 @@ class Shim:
         if self._born >= 0:
             loop, told = asyncio.get_running_loop(), asyncio.Event()
             loop.add_reader(self._born, told.set)
+            said = b""
             try:
                 await told.wait()
+                said = os.read(self._born, 1)
             finally:
                 loop.remove_reader(self._born)
                 os.close(self._born)
                 self._born = -1
+            if said:
+                # Its word counts, and not the file: an agent may have removed that already.
+                return read_started(self.dir) or Started(shim_pid=self.pid, shim_start=self.start)
         found = read_started(self.dir)
         return None if found is None or found.void else found
 

@@ -307,6 +307,23 @@ def test_a_pipe_in_place_of_its_record_holds_nobody(base: Path, name: str) -> No
     assert (done.code, done.died) == (3, False) or (done.died and done.executed), done
 
 
+def test_an_agent_that_removes_its_claim_at_once_was_started_all_the_same(base: Path) -> None:
+    folder = prepare(base, ["true"])
+    spec = json.loads((folder / "spec.json").read_text())
+    spec["argv"] = sh(f"rm -f {folder}/started")
+    (folder / "spec.json").write_text(json.dumps(spec))
+
+    async def scenario() -> None:
+        shim_ = spawn(folder)
+        await shim_.wait()  # so slow a daemon: the agent has ended
+        assert read_started(folder) is None
+        found = await shim_.started()
+        assert found is not None
+        assert (found.shim_pid, found.void) == (shim_.pid, False)
+
+    asyncio.run(scenario())
+
+
 def test_signals_of_terminals_and_logouts_do_not_reach_the_agent(base: Path) -> None:
     async def scenario() -> ShimExit:
         running = spawn(prepare(base, sh("echo up; sleep 900")))
