@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ CASES = {
     "branch like an option": bad("invalid_name", "branch", "--help", "--help"),
     "branch that climbs": bad("invalid_name", "branch", "../../main"),
     "missing tag": bad("no_such_ref", "tag", "v9", "v9"),
+    "pull request without a task": replace(bad("issue_unavailable", "pr", 7, "pull request 7", "--pr"), task=""),
     "missing pull request": bad("no_such_ref", "pr", 99, "git fetch origin pull/99/head"),
     "unknown template": bad("template_not_found", "template", "codign", "coding"),
     "template that climbs": bad("template_not_found", "template", "../../agents"),

@@ -147,3 +147,24 @@ def test_worktrees_of_one_repository_share_no_name(tmp_path: Path, registered: b
         assert (refused.value.slug, "local/project/mine" in refused.value.message) == ("workspace_busy", True)
 
     in_room(tmp_path, body)
+
+
+def test_an_answer_needs_a_question(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        found = await room.prepare("one")
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("resume", workspace="one", answer="yes")
+        assert refused.value.slug == "nothing_to_resume"
+        assert 'core-agent resume one "also do ..."' in refused.value.hint
+        assert room.now(found).state is State.PAUSED
+
+    in_room(tmp_path, body)
+
+
+def test_a_script_that_the_agent_would_not_read_is_refused(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("dispatch", task="t", script="steps: []", ephemeral=True)
+        assert (refused.value.slug, "command:work" in refused.value.message) == ("conflicting_options", True)
+
+    in_room(tmp_path, body)

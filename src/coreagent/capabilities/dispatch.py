@@ -188,6 +188,12 @@ async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, pr
     """Queue a dispatch that rests for its next turn."""
     intake.check_text("what it is to be told", answer, prompt)
     _check_resumable(core, found)
+    if answer and not found.question:
+        raise CoreAgentError(
+            "nothing_to_resume",
+            f"{found.workspace} asked nothing: there is no question to answer",
+            hint=f'say what else there is to do: core-agent resume {found.name} "also do ..."',
+        )
     kind, text = _next_turn(found, answer, prompt, fresh)
     place = layout(core.home, core.settings, found)
     if answer:

@@ -118,6 +118,12 @@ def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, 
     chosen = config.resolve_agent(agent, settings)
     runner = runners.load(chosen.runner)
     own = launch.runner_settings(core, chosen.runner)
+    if options.script and chosen.runner != "scripted":
+        raise CoreAgentError(
+            "conflicting_options",
+            f"a script is for the agent `scripted`, and {agent} would not read it",
+            hint="--agent scripted plays it; leave --script out for another agent",
+        )
     options = options.model_copy(update={"template": options.template or settings.dispatch.default_template})
     check_content(core.home, options)
     options = options.model_copy(update={"permissions": options.permissions or own.permissions})
@@ -147,12 +153,13 @@ def check_task(task: str, options: Options) -> None:
             "conflicting_options", f"{' and '.join(starts)} exclude each other", hint="give at most one of them"
         )
     if not task:
-        if options.issue is not None:
-            raise CoreAgentError(
-                "issue_unavailable",
-                f"the text of issue {options.issue} cannot be fetched: no forge is configured",
-                hint="give the task's text beside --issue; the workspace is named after the issue",
-            )
+        for option, kind, number in (("--issue", "issue", options.issue), ("--pr", "pull request", options.pr)):
+            if number is not None:
+                raise CoreAgentError(
+                    "issue_unavailable",
+                    f"the text of {kind} {number} cannot be fetched: no forge is configured",
+                    hint=f"give the task's text beside {option}; the workspace is named after the {kind}",
+                )
         raise CoreAgentError("invalid_argument", "the task is empty", hint='core-agent dispatch "what to do"')
     check_text("the task", task)
     for what, number in (("--issue", options.issue), ("--pr", options.pr)):
