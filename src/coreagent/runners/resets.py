@@ -16,11 +16,10 @@ RESET_MAX_S: Final = 8 * 86400.0
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART: Final = r"(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)"
-_SPAN: Final = re.compile(rf"(?:again|retry|resets?)[^.\n]{{0,20}}? in ((?:{_PART}(?![a-z])[\s,]*(?:and )?)+)", re.IGNORECASE)
-_CLOCK: Final = re.compile(
-    r"(?:again|resets?) at (?:([A-Z][a-z]{2})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,? (\d{4}),? )?(1[0-2]|0?\d):([0-5]\d) ?([AP]M)",
-    re.IGNORECASE,
-)
+_PARTS: Final = rf"((?:{_PART}(?![a-z])[\s,]*(?:and )?)+)"
+_SPAN: Final = re.compile(r"(?:again|retry|resets?)[^.\n]{0,20}? in " + _PARTS, re.IGNORECASE)
+_DATE: Final = r"(?:([A-Z][a-z]{2})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,? (\d{4}),? )?"
+_CLOCK: Final = re.compile(rf"(?:again|resets?) at {_DATE}(1[0-2]|0?\d):([0-5]\d) ?([AP]M)", re.IGNORECASE)
 
 
 def believable(resets: object, now: float) -> float | None:
