@@ -170,6 +170,9 @@ def test_a_replaced_checkout_is_not_entered_again(home: Home) -> None:
         "queue freeze",
         "repo trust --yes",
         "demo --yes --dir {made}",
+        "init --force",
+        "completion bash --install",
+        "doctor --repair",
     ],
 )
 def test_an_agent_may_not_steer(home: Home, words: str) -> None:
@@ -189,5 +192,7 @@ def test_an_agent_may_not_steer(home: Home, words: str) -> None:
         assert "E8001" in said, said
         assert world.file_at(row["branch"], "code.txt") == "1\n"
         assert not (home.dir / "made").exists()
+        assert not (home.user / ".local").exists()
+        assert not (home.core / "agents.yaml.before").exists()
         assert len(world.rows()) == 1
         home.run("reject", reply["workspace"])

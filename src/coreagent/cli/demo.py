@@ -23,6 +23,7 @@ import typer
 from coreagent.cli.commands import suggest
 from coreagent.cli.commands.follow import row_of, wait
 from coreagent.cli.commands.option import Json, Yes, ask, paint, say, to_json
+from coreagent.cli.door import no_agent
 from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer as views
@@ -87,23 +88,8 @@ def demo(
     Exit codes are those of `dispatch --wait`.
     """
     session().own_process()
-    _no_agent_asks()
+    no_agent("run the demo")
     raise typer.Exit(_Demo(agent, as_json, yes, keep).run(directory))
-
-
-def _no_agent_asks() -> None:
-    """Refuse an agent before anything is made. The daemon knows who asks; this process could only guess.
-
-    Raises: role_forbidden.
-    """
-    try:
-        session().call("queue.list")
-    except CoreAgentError as error:
-        if error.slug != "role_forbidden":
-            raise
-        raise CoreAgentError(
-            "role_forbidden", "an agent may not run the demo", cause=error.cause or error.message, hint=error.hint
-        ) from None
 
 
 class _Demo:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 from coreagent import config, paths, process, runners
 from coreagent.attempts import read_exit, read_started
 from coreagent.cli.commands.option import Json, paint, say, to_json
+from coreagent.cli.door import no_agent
 from coreagent.cli.session import ask, session
 from coreagent.cli.terminal import Terminal, terminal
 from coreagent.cli.views.text import one_line, size, wrap
@@ -70,6 +71,8 @@ def doctor(
 ) -> None:
     """Look at everything an installation stands on. Exit code 1 when something failed."""
     session().own_process()
+    if repair:
+        no_agent("repair the store")
     here, report = terminal(), Report(home=session().home)
     looks: list[Callable[[], Iterator[Check]]] = [
         _python, _git, _home, _daemon, _settings, _repository, lambda: _runners(here), _space, _watches, _leftovers,

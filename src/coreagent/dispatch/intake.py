@@ -21,6 +21,7 @@ from coreagent.git.inspect import Base, inspect
 from coreagent.git.inspect import resolve as resolve_ref
 from coreagent.models.dispatch import Dispatch, Fate, Options, Repo, State
 from coreagent.plural import plural
+from coreagent.runners.base import Found
 from coreagent.store.change import SaveRepo
 
 if TYPE_CHECKING:
@@ -136,12 +137,33 @@ def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, 
             data={"repo": str(base.top)},
         )
     found = runner.find(caller.env or core.env, own)
+    if found.problem and not request.agent and chosen.runner in runners.REAL:
+        raise _nobody(core, caller, agent, found)
     if chosen.runner != "command":
         found.require()
     login = runner.login(caller.env or core.env, own)
     if login.state == "no":
         raise CoreAgentError("not_logged_in", f"{chosen.runner} is not logged in", cause=login.how, hint=login.hint)
     return _Looked(applied, options, agent, chosen, find_traces(core.home, repo, known))
+
+
+def _nobody(core: Core, caller: Caller, agent: str, found: Found) -> CoreAgentError:
+    """The default agent cannot be used: say which others can, and what to install when there is none. Blocking."""
+    env, ready = caller.env or core.env, []
+    for name in runners.REAL:
+        own = launch.runner_settings(core, name)
+        runner = runners.load(name)
+        if not runner.find(env, own).problem and runner.login(env, own).state != "no":
+            ready.append(name)
+    others = f"ready here: {', '.join(ready)}" if ready else f"none of {', '.join(runners.REAL)} is ready here"
+    instead = f"use another: --agent {ready[0]}; or " if ready else ""
+    return CoreAgentError(
+        found.problem,
+        f"the default agent is {agent}, and {found.message}",
+        cause=others,
+        hint=f"{instead}{found.hint}; `core-agent agents` shows all",
+        data={"ready": ready},
+    )
 
 
 def check_task(task: str, options: Options) -> None:

@@ -21,6 +21,9 @@ FAMILY: Final[dict[str, str]] = {
     "scripted": "coreagent.runners.scripted:Scripted",
 }
 
+REAL: Final = tuple(name for name in FAMILY if name not in ("acp", "command", "scripted"))
+"""Agents that work on a task by themselves, with a CLI of a known name; the first is the default."""
+
 
 def load(name: str) -> Runner:
     """Return the runner of that name, or of a dotted path `package.module:Class`.

@@ -36,7 +36,7 @@ STARTER = """\
 version: 1
 
 dispatch:
-  # Who works when no --agent is given: a runner (claude, scripted, command:NAME), runner:model, or an identity.
+  # Who works when no --agent is given: a runner (`core-agent agents`), runner:model, or an identity.
   default_agent: {agent}
 
 # How many agents may run at once, by pool (0 = unlimited).
@@ -150,8 +150,10 @@ def init(
     home = session().home
     if not home:
         raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+    from coreagent.cli.door import no_agent
     from coreagent.daemon import house
 
+    no_agent("write the person's settings")
     house.prepare(home)
     chosen, why = (agent, "you said so") if agent else _best_agent(terminal().env)
     path = Path(paths.settings_file(home))
@@ -185,17 +187,22 @@ def _init_lines(home: str, path: str, wrote: bool, agent: str, why: str) -> list
 
 
 def _best_agent(env: Mapping[str, str]) -> tuple[str, str]:
-    """A real agent when one is there and logged in, else the built-in one, and why."""
+    """The first agent that is there and logged in, else the first that is there, else the first; and why."""
     from coreagent import runners
     from coreagent.runners.base import NoSettings
 
-    claude = runners.load("claude")
-    found = claude.find(env, NoSettings())
-    if found.problem:
-        return "scripted", found.message or "no agent CLI was found"
-    if claude.login(env, NoSettings()).state == "no":
-        return "claude", "found, but not logged in: run `claude` once and log in"
-    return "claude", f"version {found.version} was found"
+    there: list[tuple[str, str]] = []
+    for name in runners.REAL:
+        runner = runners.load(name)
+        found = runner.find(env, NoSettings())
+        if found.problem:
+            continue
+        login = runner.login(env, NoSettings())
+        if login.state != "no":
+            return name, f"version {found.version} was found"
+        there.append((name, f"found, but not logged in: {login.hint}"))
+    nobody = f"no agent's CLI was found: {runners.load(runners.REAL[0]).find(env, NoSettings()).hint}"
+    return there[0] if there else (runners.REAL[0], nobody)
 
 
 def version(as_json: Json = False) -> None:
@@ -223,6 +230,9 @@ def completion(
         answer({"shell": chosen, "script": text}, as_json, lambda t: [text.rstrip("\n")])
         return
     session().own_process()
+    from coreagent.cli.door import no_agent
+
+    no_agent("write into the person's shell")
     path, more = _completion_place(chosen, env)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
