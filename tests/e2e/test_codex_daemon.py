@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tests.support.codex import KEY, MODEL, patch, seated, shell
 from tests.support.desk import CALL, USAGE, sleeper
-from tests.support.home import Home
+from tests.support.home import COMMAND, Home
+from tests.support.screen import Screen
 
 from coreagent.modelserver import Script, Step
 
@@ -176,3 +177,35 @@ def test_agents_tells_what_is_used_and_what_else_there_is(home: Home) -> None:
         assert refused.code != 0
         assert "0.42.0" in refused.err
         assert json.loads(home.run("status", "--all", "--json").out)["workspaces"] == []
+
+
+def test_attach_goes_on_in_the_thread_and_resume_goes_on_after_it(home: Home) -> None:
+    by_hand = Script("said by hand", [Step("By hand.", [shell("printf 'hello\\n' > b.txt")], usage=USAGE), DONE])
+    with seated(home, [edit("TASK-HEADLESS", "a.txt"), by_hand, Script("and then C", [DONE])]) as desk:
+        assert told(desk.dispatch("TASK-HEADLESS", "talk"))[0] == "completed"
+        with Screen([str(COMMAND), "attach", "talk"], home.env, home.user) as screen:
+            # Whether the folder is trusted is the person's decision, asked each time.
+            screen.until("Trust this folder?")
+            say(screen, "")
+            screen.until("a.txt")
+            say(screen, "said by hand")
+            assert desk.server.wait_requests(2, key="said by hand")
+            screen.until("Worked for")
+            say(screen, "/quit")
+            assert screen.end() == 0, screen.shown()[-1000:]
+        assert desk.at_branch("talk", "b.txt") == "hello\n"
+        # What was used by hand is counted with the next turn, which knows what was said.
+        row = desk.resume("talk", "and then C")
+        assert told(row)[0::3] == ("completed", 5 * CALL)
+        sent = desk.server.requests[-1].body.decode()
+        assert "TASK-HEADLESS" in sent
+        assert "said by hand" in sent
+
+
+def say(screen: Screen, text: str) -> None:
+    screen.quiet()
+    if text:
+        screen.type(text)
+        screen.until(text)
+        screen.quiet()
+    screen.type("\r")
