@@ -457,7 +457,7 @@ def decide(argv: "list[str]") -> int:
         return code
     if wire.runs_here(argv):
         here(argv)
-    if argv[0] == "mcp":
+    if argv == ["mcp"]:
         return mcp()
     code = ask(argv)
     return 0 if code is None else code

@@ -84,6 +84,7 @@ CODES: Final[dict[str, ErrorCode]] = _table(
     ("E3008", "persona_not_found", "not_found"),
     ("E3009", "issue_unavailable", "refused"),
     ("E3010", "not_running", "conflict"),
+    ("E3011", "pool_not_found", "not_found"),
     ("E4001", "unknown_agent", "not_found"),
     ("E4002", "runner_missing", "unavailable"),
     ("E4003", "runner_too_old", "unavailable"),

@@ -54,6 +54,12 @@ def test_reading_verbs(home: Home) -> None:
     assert home.json("status", "one")["workspaces"][0]["dispatch_id"] == first["dispatch_id"]
     assert home.json("diff", "one")["files"] == 1
     assert "made-" in home.json("diff", "one", "--stat")["text"]
+    assert slug(home, "logs", "one", "--attempt", "99", code=2) == "invalid_argument"
+    assert slug(home, "logs", "one", "--tail", "-3", code=2) == "usage"
+    for wrong in (["--nope"], ["a", "b"]):
+        assert "E1001" in home.run("mcp", *wrong, code=2).err
+    assert slug(home, "queue", "freeze", "comand") == "pool_not_found"
+    assert "did you mean command?" in home.run("queue", "start", "comand", code=1).err
     entries = home.json("logs", "one")["entries"]
     assert any("working" in json.dumps(e) for e in entries)
     event = json.loads(home.run("watch", "one", "--since", "1", "--once", "--json").out.splitlines()[0])
@@ -121,6 +127,9 @@ def test_the_second_time(home: Home) -> None:
 
     taken = home.json("accept", "waits", cwd=world.repo)
     assert (taken["onto"], taken["strategy"], taken["files"]) == ("main", "fast-forward", 1)
+    (gone,) = home.json("status", "waits")["workspaces"]
+    assert (gone["fate"], gone["needs_me"]) == ("accepted", False)
+    assert "accepted" in home.run("status", "waits").out
     assert slug(home, "accept", "waits") == "workspace_gone"
     assert "accepted" in home.run("accept", "waits", code=1).err
     assert slug(home, "reject", "waits") == "workspace_gone"
@@ -245,7 +254,9 @@ def test_workspace_prep_and_open(home: Home) -> None:
     editor = home.dir / "editor"
     editor.write_text(f'#!/bin/sh\necho "$1" > {home.dir}/opened\necho by hand >> "$1/README.md"\n')
     editor.chmod(0o755)
-    home.run("open", "later", env={"EDITOR": str(editor)})
+    assert str(path) in home.run("open", "later", env={"EDITOR": str(editor)}, code=1).err
+    assert not (home.dir / "opened").exists()
+    home.run("open", "later", "--editor", str(editor))
     assert (home.dir / "opened").read_text().strip() == str(path)
     assert world.executions() == []
     home.run("resume", "later")
@@ -298,8 +309,7 @@ def test_consent_for_bypass(home: Home) -> None:
     words = ("dispatch", "x", "--agent", "claude", "--permissions", "bypass", "--dry-run")
     assert slug(home, *words, cwd=world.repo) == "consent_needed"
     assert "core-agent repo trust --bypass" in home.run(*words, cwd=world.repo, code=1).err
-    home.run("repo", "trust", "--bypass", cwd=world.repo)  # without --yes it only shows
-    home.run("repo", "trust", "--bypass", "--json", cwd=world.repo)
+    assert slug(home, "repo", "trust", "--bypass", cwd=world.repo) == "consent_needed"
     assert slug(home, *words, cwd=world.repo) == "consent_needed"
     code, said = on_terminal(home, "n\n", *words, cwd=world.repo)
     assert (code, "Agree? [y/N]" in said) == (1, True), said

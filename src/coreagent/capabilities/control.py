@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import uuid
 from typing import Literal
 
@@ -12,6 +13,7 @@ from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import bring, environment, launch, prep, rows
+from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import POISONED, Reason
@@ -184,9 +186,27 @@ async def queue_list(core: Core) -> QueueReport:
     return rows.queue_report(core.engine)
 
 
+def _check_pool(engine: Engine, pool: str) -> None:
+    """Raise for a pool that nobody ever heard of: settings, runners and dispatches make them.
+
+    Raises: pool_not_found.
+    """
+    settings = engine.core.settings
+    known = {*settings.concurrency, *settings.rates, *runners.FAMILY, *(d.pool for d in engine.board.values())}
+    known |= {key.removeprefix("frozen:") for key in engine.controls if key.startswith("frozen:")}
+    if pool and pool not in known:
+        near = difflib.get_close_matches(pool, known, n=1)
+        raise CoreAgentError(
+            "pool_not_found",
+            f"there is no pool {pool!r}",
+            hint=f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}",
+        )
+
+
 @capability("queue.freeze", cli="queue freeze")
 async def queue_freeze(core: Core, pool: Pool = "") -> QueueReport:
     """Start nothing new, in one pool or at all, until `queue start`; what runs goes on. Holds over a restart."""
+    _check_pool(core.engine, pool)
     await core.engine.set_control(f"frozen:{pool}" if pool else "frozen", "1")
     return rows.queue_report(core.engine)
 
@@ -195,6 +215,7 @@ async def queue_freeze(core: Core, pool: Pool = "") -> QueueReport:
 async def queue_start(core: Core, pool: Pool = "") -> QueueReport:
     """Let a frozen queue, or one pool of it, go on; a pool that waits for a rate limit starts now."""
     engine = core.engine
+    _check_pool(engine, pool)
     for key in [k for k in engine.controls if k == (f"frozen:{pool}" if pool else "frozen") or not pool]:
         if key.startswith("frozen"):
             await engine.set_control(key, "")

@@ -108,6 +108,12 @@ async def logs(
     `after` is the `next` of an earlier reply; `tail` starts with the last that many lines instead of the first.
     """
     found = await seen_by(core, caller, workspace)
+    if attempt is not None and not 0 < attempt <= found.attempts:
+        raise CoreAgentError(
+            "invalid_argument",
+            f"there is no attempt {attempt} of {found.workspace}",
+            hint=f"its attempts are 1 to {found.attempts}" if found.attempts > 1 else "--attempt can be left out",
+        )
     live = core.engine.live.get(found.id)
     n = attempt if attempt is not None else found.attempts
     # A dispatch at rest has said everything, though its attempt lives on until its files are put away.

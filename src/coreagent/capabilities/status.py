@@ -25,9 +25,9 @@ async def status(core: Core, caller: Caller, workspace: Workspace = "", all: boo
     """Tell what is running, what waits and why, and what needs a person, oldest first."""
     if not workspace and caller.role != "worker":
         return rows.report(core.engine, all)
-    found = open_to(core, caller, workspace)
+    found = await seen_by(core, caller, workspace)
     whole = rows.report(core.engine, True)
-    whole.workspaces = [r for r in whole.workspaces if r.dispatch_id == found.id]
+    whole.workspaces = [r for r in whole.workspaces if r.dispatch_id == found.id] or [rows.row(core.engine, found)]
     if caller.role == "worker":
         whole.warnings = []  # they name other workspaces
     return whole

@@ -24,6 +24,7 @@ from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer as views
 from coreagent.cli.views import listing
+from coreagent.errors import CoreAgentError
 from coreagent.models.report import QueueReport, TrustReply
 
 queue = group("What waits, and whether anything may start.")
@@ -170,6 +171,12 @@ def repo_trust(
 
     Asks on a terminal; without one it only shows them, unless --yes is given. With --json nothing is asked.
     """
+    if bypass and not yes and (as_json or not terminal().interactive):
+        raise CoreAgentError(
+            "consent_needed",
+            "whether agents may run here without asking must be answered, and nobody can be asked",
+            hint="if you agree: core-agent repo trust --bypass --yes",
+        )
     chosen = terminal().path(name or ".") if not name or name.startswith((".", "/", "~")) else name
     reply: TrustReply = session().call("repo.trust", repo=chosen, apply=yes, bypass=bypass and yes)
     if not yes and not as_json and terminal().interactive:

@@ -126,6 +126,12 @@ def open_workspace(
         return
     here = terminal()
     chosen = editor or here.env.get("VISUAL") or here.env.get("EDITOR") or _found_editor(here.env)
+    if chosen and not editor and not here.interactive:
+        raise CoreAgentError(
+            "no_terminal",
+            f"an editor needs a terminal; the checkout is {directory}",
+            hint="core-agent open --path prints it alone; --editor COMMAND starts one that brings its own window",
+        )
     if not chosen:
         raise CoreAgentError("no_terminal", "no editor is set", hint="set VISUAL or EDITOR, or give --editor COMMAND")
     here.flush()
