@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,21 @@ def test_workspace_prep_and_open(home: Home) -> None:
     assert (row["state"], row["files"]) == ("completed", 2)
     assert world.file_at("agent/later", "README.md") == "hello\nby hand\n"
     assert "E1005" in home.run("open", "later", env={"PATH": str(COMMAND.parent)}, code=1).err
+
+
+def test_a_checkout_that_was_deleted_by_hand(home: Home) -> None:
+    """What is suggested works, and what would be refused is not suggested."""
+    world = World(home)
+    world.dispatch("make a file", "--name", "lost")
+    world.settle()
+    checkout = home.core / "workspace/local/repo/lost/repo"
+    shutil.rmtree(checkout)
+    why = home.json("why", "lost")
+    assert why["facts"][-1] == f"its checkout is gone: {checkout}"
+    assert [step.split()[1] for step in why["next"]] == ["diff", "accept", "reject"]
+    error = home.json("resume", "lost", "more", code=1)["error"]
+    assert (error["slug"], error["cause"]) == ("workspace_gone", str(checkout))
+    assert home.json("accept", "lost", cwd=world.repo)["files"] == 1
 
 
 # -- consent and trust -----------------------------------------------------------------------------------------------

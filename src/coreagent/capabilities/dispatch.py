@@ -255,9 +255,9 @@ def _check_resumable(core: Core, found: Dispatch) -> None:
     if found.runs and not place.repo.is_dir():
         raise CoreAgentError(
             "workspace_gone",
-            f"the directory of {found.workspace} is not there any more",
-            cause=str(place.root),
-            hint="its last harvested work is on its branch or under `core-agent rescue list`; dispatch anew",
+            f"the checkout of {found.workspace} is gone, so no agent can go on in it",
+            cause=str(place.repo),
+            hint=f"what was brought home is kept: core-agent why {found.name} tells what can be done; or dispatch anew",
         )
 
 

@@ -9,6 +9,7 @@ from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import claim, cleanup, rows
 from coreagent.dispatch.engine import Engine
+from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import RESTING, Dispatch, Fate, State
@@ -37,12 +38,14 @@ async def status(core: Core, caller: Caller, workspace: Workspace = "", all: boo
 async def why(core: Core, caller: Caller, workspace: Workspace) -> WhyReport:
     """Explain why a workspace is in its state, from the evidence, and what can be done."""
     found = await seen_by(core, caller, workspace)
+    checkout = layout(core.home, core.settings, found).repo
+    lost = bool(found.runs) and found.state in RESTING and not found.workspace_gone and not checkout.is_dir()
     return WhyReport(
         workspace=found.workspace,
         state=found.state,
         headline=_headline(core.engine, found),
-        facts=await _facts(core, found),
-        next=_next(found),
+        facts=[*await _facts(core, found), *([f"its checkout is gone: {checkout}"] if lost else [])],
+        next=_next_without_checkout(found) if lost and found.fate is Fate.OPEN else _next(found),
     )
 
 
@@ -198,6 +201,15 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         if place := cleanup.kept_whole(core.home, d):
             said.append(f"its commits were lost with the daemon's cache; its files are kept: {place}")
     return said
+
+
+def _next_without_checkout(d: Dispatch) -> list[str]:
+    """What can be done with what was brought home or kept before the checkout went: no agent can go on there."""
+    name = d.name
+    if d.harvest.status == "rejected":
+        return [f"core-agent rescue apply {name}"] * bool(d.harvest.rescue_ref) + [f"core-agent reject {name}"]
+    landable = d.harvest.status != "none" and bool(d.harvest.sha)
+    return [f"core-agent diff {name}", f"core-agent accept {name}"] * landable + [f"core-agent reject {name}"]
 
 
 def _next(d: Dispatch) -> list[str]:

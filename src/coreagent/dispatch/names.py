@@ -97,5 +97,7 @@ def find(text: str, dispatches: Iterable[Dispatch]) -> Dispatch:
     raise CoreAgentError(
         "workspace_not_found",
         f"there is no workspace {text!r}",
-        hint=f"did you mean {near[0]}?" if near else "`core-agent status --all` lists the open ones, `core-agent history` all",
+        hint=f"did you mean {near[0]}?"
+        if near
+        else "`core-agent status --all` lists the open ones, `core-agent history` all",
     )
