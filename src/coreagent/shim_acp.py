@@ -78,7 +78,7 @@ class Acp:
     # -- the conversation
 
     def begin(self) -> None:
-        files = {"readTextFile": True, "writeTextFile": True}
+        files = {"readTextFile": self.wish.get("reads") is not False, "writeTextFile": True}
         self.call(
             "initialize",
             {

@@ -32,6 +32,8 @@ class Known:
     """Where its login lies below the person's home, and where below a private one."""
     env: Mapping[str, str] = field(default_factory=dict)
     install: str = ""
+    reads: bool = True
+    """Whether it reads files through its client."""
 
 
 KNOWN: Final[Mapping[str, Known]] = {
@@ -64,6 +66,8 @@ KNOWN: Final[Mapping[str, Known]] = {
         # Else it starts itself a second time, half a second later.
         env={"GEMINI_CLI_NO_RELAUNCH": "true"},
         install="npm install -g @google/gemini-cli",
+        # Through its client it cannot tell a file that is not there from one that cannot be read, and makes none.
+        reads=False,
     ),
     "opencode": Known(
         argv=("opencode", "acp", "--pure"),
@@ -126,6 +130,7 @@ class Acp(Runner):
             "mode": own.mode if own is not None else "",
             "model": word(model or (own.model if own is not None else ""), "model"),
             "auth": own.auth if own is not None else _auth(name, launch.env),
+            "reads": own is not None or known.reads,
             "version": VERSION,
         }
         return Plan(

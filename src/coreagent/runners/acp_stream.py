@@ -115,6 +115,9 @@ class AcpParser(Parser):
             if method == "session/update" and isinstance(params, dict):
                 self._status(params.get("_meta"))
                 return [] if self._loading else self._update(params["update"])
+            if method == "session/request_permission" and isinstance(params, dict):
+                # Some tell of a tool only here until it is over.
+                return [*self._spoken(), *self._tool({**params["toolCall"], "status": "in_progress"})]
             return []
         identity = record.get("id")
         call = self._calls.pop(identity, "") if isinstance(identity, int) else ""
