@@ -11,7 +11,7 @@ import pytest
 
 from coreagent.cli.terminal import Terminal
 from coreagent.cli.views import answer, event, listing, live
-from coreagent.cli.views.status import hint_lines, sections, status_lines, what_now
+from coreagent.cli.views.status import hint_lines, mark, sections, state_words, status_lines, what_now
 from coreagent.cli.views.text import (
     Paint,
     ago,
@@ -146,13 +146,18 @@ def test_status_of_nothing() -> None:
         (row(State.COMPLETED, denied_tools=["Bash"]), "done, but was refused: Bash"),
         (
             row(State.COMPLETED, stage=Stage.HARVEST_REJECTED, harvest_reason="too_large"),
-            "harvest rejected (too_large)",
+            "the work could not be brought home (too_large)",
         ),
         (row(State.FAILED, detail="no credit"), "no credit"),
     ],
 )
 def test_what_now(made: WorkspaceRow, said: str) -> None:
     assert what_now(made, NOW).startswith(said)
+
+
+def test_work_that_could_not_be_brought_home_looks_like_no_success() -> None:
+    made = row(State.COMPLETED, stage=Stage.HARVEST_REJECTED, harvest_reason="damaged_history")
+    assert (mark(made, PLAIN), state_words(made)) == ("!", "not brought home")
 
 
 @pytest.mark.parametrize(

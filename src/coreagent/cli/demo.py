@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from coreagent.cli.terminal import terminal
 from coreagent.cli.views import answer as views
 from coreagent.cli.views import listing
 from coreagent.cli.views.text import fit, one_line, safe_lines, wrap
-from coreagent.errors import CoreAgentError, told
+from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError, told
 from coreagent.models.dispatch import State
 from coreagent.models.report import AcceptReply, DiffReply, DispatchReply, RepoRemoved
 
@@ -101,12 +102,14 @@ class _Demo:
         self.as_json = as_json
         self.yes = yes
         self.keep = keep
+        self.place = Path()
         self.told: dict[str, Any] = {"agent": self.agent, "accepted": False}
         self.env = _tool_environment(terminal().env)
         self.python = _python(terminal().env)
 
     def run(self, directory: str) -> int:
         parent, repo = _place(directory)
+        self.place = parent or repo
         try:
             code = self._show(repo)
         except CoreAgentError:
@@ -134,6 +137,8 @@ class _Demo:
         code = wait(reply.workspace, False, quiet=self.as_json)
         row = row_of(reply.workspace)
         self.told |= {"state": row.state, "reason": row.reason, "files": row.files}
+        if code == EXIT_INTERRUPTED:
+            return code  # they stopped watching, and have been told what goes on
         if row.state is not State.COMPLETED or not row.files:
             self._say(["", f"That did not end well. core-agent why {one_line(row.workspace)} tells more."])
             return code
@@ -227,7 +232,9 @@ class _Demo:
             self._say(["  not taken: --clean removes it; without it, it is yours to take or to leave"])
             return
         if not wanted:
-            self._say([f"  take it:  {command}", f"  leave it: core-agent reject {one_line(reply.workspace)}"])
+            leave = f"core-agent reject {one_line(reply.workspace)}"
+            clean = f"rm -rf {shlex.quote(str(self.place))}"
+            self._say([f"  take it:  {command}", f"  leave it: {leave}", f"  it waits for one of these; then: {clean}"])
             return
         accepted: AcceptReply = session().call("accept", workspace=reply.workspace)
         self.told["accepted"] = True

@@ -135,7 +135,9 @@ def _run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | Non
         _invoke(command, argv, on)
     except typer.Exit as left:
         return left.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stopped:
+        if on.err.isatty() and not isinstance(stopped, sessions.ClientGone):
+            on.err.write("\n")  # the prompt must not stand behind the terminal's ^C
         return EXIT_INTERRUPTED
     except CoreAgentError as error:
         return report(error, argv)

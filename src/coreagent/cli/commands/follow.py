@@ -27,8 +27,15 @@ from coreagent.models.dispatch import ACTIVE, State
 from coreagent.models.report import LogReply, WorkspaceRow
 from coreagent.plural import plural
 
+UNWRAPPED = 1 << 20
+"""The width of what is no screen: a line that is piped stays one line."""
 TICK_S = 0.5
 """How often a live view is drawn when nothing happens."""
+
+
+def line_width() -> int:
+    here = terminal()
+    return here.width if here.out.isatty() else UNWRAPPED
 
 
 def changes(workspace: str, tick: float) -> Iterator[list[dict[str, Any]]]:
@@ -181,7 +188,7 @@ class _Follower:
             self._runs, self._after = row.runs, ""
         reply: LogReply = session().call("logs", workspace=row.workspace, after=self._after)
         self._after = reply.next or self._after
-        lines, self._attempt = event.log_lines(reply, self._terminal.width, paint(), self._attempt)
+        lines, self._attempt = event.log_lines(reply, line_width(), paint(), self._attempt)
         tools = [entry.event for entry in reply.entries if entry.event.kind is EventKind.TOOL_USE]
         if tools:
             self._tool = one_line(f"{tools[-1].tool} {tools[-1].text}")
@@ -213,7 +220,7 @@ class _Follower:
         say(
             [f"{mark(row, brush)} {brush.bold(one_line(row.workspace))} {state_words(row)}  {brush.dim(told)}".rstrip()]
         )
-        say(["  " + fit(what_now(row, now()), self._terminal.width - 2)])
+        say(["  " + fit(what_now(row, now()), line_width() - 2)])
         name = one_line(row.workspace)
         match row.state:
             case State.COMPLETED if row.harvest_reason:
@@ -371,7 +378,7 @@ def logs(
     if document is not None:
         say([to_json(document)])
     elif not as_json:
-        say(event.stderr_lines(reply, terminal().width, paint()))
+        say(event.stderr_lines(reply, line_width(), paint()))
 
 
 def _joined(document: LogReply | None, page: LogReply) -> LogReply:
@@ -382,7 +389,7 @@ def _joined(document: LogReply | None, page: LogReply) -> LogReply:
 
 def _print_page(reply: LogReply, raw: bool, last: int) -> int:
     if not raw:
-        lines, last = event.log_lines(reply, terminal().width, paint(), last)
+        lines, last = event.log_lines(reply, line_width(), paint(), last)
         say(lines)
         return last
     for entry in reply.entries:

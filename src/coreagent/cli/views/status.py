@@ -41,6 +41,8 @@ _WAITING = {
 
 def mark(row: WorkspaceRow, paint: Paint) -> str:
     """One sign per state, so that a list can be read from the side."""
+    if _not_home(row):
+        return paint.yellow("!")
     match row.state:
         case State.RUNNING:
             return paint.cyan("●")
@@ -60,7 +62,14 @@ def mark(row: WorkspaceRow, paint: Paint) -> str:
             return paint.dim("-")
 
 
+def _not_home(row: WorkspaceRow) -> bool:
+    """Whether an agent ended well and its work could not be brought home: no success to anybody who looks."""
+    return row.state is State.COMPLETED and row.fate is Fate.OPEN and row.stage is Stage.HARVEST_REJECTED
+
+
 def _tint(row: WorkspaceRow, text: str, paint: Paint) -> str:
+    if _not_home(row):
+        return paint.yellow(text)
     match row.state:
         case State.FAILED:
             return paint.red(text)
@@ -78,6 +87,8 @@ def state_words(row: WorkspaceRow) -> str:
     """State and, in the same breath, the reason: `failed: auth`, `completed`, `accepted`."""
     if row.fate is not Fate.OPEN:
         return str(row.fate)
+    if _not_home(row):
+        return "not brought home"
     if row.reason is None or str(row.reason) == str(row.state):
         return str(row.state)
     return f"{row.state}: {row.reason}"
@@ -119,7 +130,7 @@ def _completed(row: WorkspaceRow, said: str) -> str:
         return said or one_line(row.task)
     if row.stage is Stage.HARVEST_REJECTED:
         kept = "the work is kept" if row.files else "nothing could be kept"
-        return f"harvest rejected ({one_line(row.harvest_reason) or 'see why'}); {kept}"
+        return f"the work could not be brought home ({one_line(row.harvest_reason) or 'see why'}); {kept}"
     if row.denied_tools:
         return f"done, but was refused: {one_line(', '.join(row.denied_tools))}"
     if row.needs_me:
