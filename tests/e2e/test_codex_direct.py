@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -143,6 +144,22 @@ def test_model_failures_are_named_within_seconds(desk: Bench, prompt: str, reaso
     # An `error` came before: it is no ending.
     assert ran.raw[-1]["type"] == "turn.failed"
     assert len([event for event in ran.events if event.terminal]) == 1
+
+
+def test_a_failing_model_is_asked_six_times_and_a_refusing_one_three_times(desk: Bench) -> None:
+    for prompt, most in (("E500", 6), ("E401", 3), ("E429", 3), ("E400", 1)):
+        seen = len(desk.server.requests)
+        desk.run(prompt)
+        assert len([r for r in desk.server.requests[seen:] if r.key == prompt]) <= most, prompt
+
+
+def test_there_is_no_way_out(place: tuple[ModelServer, Netns | NoNetns], tmp_path: Path) -> None:
+    if isinstance(place[1], NoNetns):
+        pytest.skip("this system gives no network namespace")
+    reach = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
+    python = place[1].wrap(sys.executable, tmp_path)
+    done = subprocess.run([python, "-c", reach], capture_output=True, text=True, check=False)
+    assert "Network is unreachable" in done.stderr
 
 
 def test_nobody_listens(desk: Bench) -> None:
