@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,16 +119,12 @@ def test_edit_then_go_on(desk: Desk) -> None:
     else:
         assert again.outcome.session_id == first.outcome.session_id
         assert b"EDIT please" in desk.place.server.requests[-1].body
-    assert bool(lost) == (desk.agent.name == "gemini")
+    # Of sessions that are loaded in the minute of their beginning, gemini overwrites the file first.
+    assert not lost or desk.agent.name == "gemini"
 
 
 def test_cancel_in_mid_tool_is_clean_and_quick(desk: Desk) -> None:
-    began: list[float] = []
-
-    def at_tool(event: object) -> bool:
-        return bool(began) or getattr(event, "kind", None) is EventKind.TOOL_USE and not began.append(time.monotonic())
-
-    turn = desk.run("SLOW", permissions="bypass", stop_at=at_tool)
+    turn = desk.run("SLOW", permissions="bypass", stop_at=lambda event: event.kind is EventKind.TOOL_USE)
     assert turn.end.stopped_by == "pause"
     assert (turn.outcome.terminal, turn.outcome.reason) == ("error", Reason.CANCELLED), turn
     assert turn.outcome.session_id

@@ -16,15 +16,22 @@ from coreagent.plural import plural
 from coreagent.runners.base import which
 
 
+NAMED = ("acp", "command")
+"""Runners that cannot be asked for without a name."""
+
+
 @capability("agents", cli="agents", read_only=True)
 async def agents(core: Core, caller: Caller) -> list[AgentRow]:
     """List runners, commands and named identities: found or not, where, version, login, pool and its use."""
     core.refresh_settings()
     env = caller.env or core.env
     by_name = {name: await asyncio.to_thread(_runner_row, core, env, name) for name in runners.FAMILY}
-    by_name.pop("command")  # nothing that can be asked for: only with a name
+    for name in NAMED:
+        by_name.pop(name)
     for name in core.settings.commands:
         by_name[f"command:{name}"] = await asyncio.to_thread(_command_row, core, env, name)
+    for row in await asyncio.to_thread(_acp_rows, core, env):
+        by_name[row.name] = row
     found = list(by_name.values())
     found += [_identity_row(core, by_name, name, identity) for name, identity in core.settings.agents.items()]
     running = core.engine.running()
@@ -73,10 +80,34 @@ def _command_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
     )
 
 
+def _acp_rows(core: Core, env: dict[str, str]) -> list[AgentRow]:
+    """Agents of the Agent Client Protocol: those of the settings, and the known ones that are there."""
+    from coreagent.runners.acp import KNOWN
+
+    told = {name: own.argv[0] for name, own in core.settings.acp.items()}
+    known = {name: known.argv[0] for name, known in KNOWN.items() if which(known.argv[0], env)}
+    rows = []
+    for name, program in {**known, **told}.items():
+        path = program if program.startswith("/") else which(program, env)
+        rows.append(
+            AgentRow(
+                name=f"acp:{name}",
+                kind="runner",
+                runner="acp",
+                found=bool(path),
+                path=path,
+                problem="" if path else f"{program} is not on the PATH",
+                login="unknown",
+                pool=config.pool_of("acp", name, core.settings),
+            )
+        )
+    return rows
+
+
 def _identity_row(core: Core, by_name: dict[str, AgentRow], name: str, identity: config.Identity) -> AgentRow:
     runner, _, model = identity.runner.partition(":")
     runner = config.ALIASES.get(runner, runner)
-    known = by_name.get(identity.runner if runner == "command" else runner)
+    known = by_name.get(identity.runner if runner in NAMED else runner)
     return AgentRow(
         name=name,
         kind="identity",

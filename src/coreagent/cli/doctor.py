@@ -292,7 +292,7 @@ def _runners(here: Terminal) -> Iterator[Check]:
     except CoreAgentError:  # told above; the runners are looked at with the defaults
         settings = config.Settings()
     for name in sorted(runners.FAMILY):
-        if name in ("command", "scripted"):
+        if name in ("acp", "command", "scripted"):
             continue
         runner = runners.load(name)
         own = settings.runners.get(name) or config.RunnerSettings()

@@ -66,7 +66,7 @@ KNOWN: Final[Mapping[str, Known]] = {
         # Else it starts itself a second time, half a second later.
         env={"GEMINI_CLI_NO_RELAUNCH": "true"},
         install="npm install -g @google/gemini-cli",
-        # Through its client it cannot tell a file that is not there from one that cannot be read, and makes none.
+        # (0.61.0) Through its client it cannot tell a file that is not there from one that cannot be read, and makes none.
         reads=False,
     ),
     "opencode": Known(
@@ -162,7 +162,7 @@ def _auth(name: str, env: Mapping[str, str]) -> str:
 
 def _environment(launch: Launch, name: str, known: Known, *, private: bool) -> dict[str, str]:
     own = launch.acp
-    wanted = [*known.variables, *(own.variables if own is not None else ()), *launch.settings.env]
+    wanted = [*(known.variables if own is None else own.variables), *launch.settings.env]
     foreign = [pattern for pattern in KEYS if pattern not in wanted]
     env = {
         variable: value
