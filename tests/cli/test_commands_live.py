@@ -100,7 +100,7 @@ def test_the_daemons_own_verbs(home: Home) -> None:
 
 def test_init_writes_once(home: Home) -> None:
     told = home.json("init")
-    assert (told["written"], told["default_agent"]) == (True, "scripted")
+    assert (told["written"], told["default_agent"]) == (True, "claude")
     settings = Path(told["settings"])
     assert settings.stat().st_mode & 0o077 == 0
     settings.write_text(settings.read_text() + "# mine\n")

@@ -238,9 +238,9 @@ def test_what_a_task_is_told(home: Home) -> None:
     expected = world.dispatch("nothing", "--agent", "command:idle", "--expect", "none", "--name", "b")
     assert idle and expected
     rows = world.settle()
-    for reply in (idle, expected):
+    for reply, looked_at in ((idle, True), (expected, False)):
         row = rows[reply["dispatch_id"]]
-        assert (row["state"], row["reason"], row["needs_me"]) == ("completed", "no_changes", False)
+        assert (row["state"], row["reason"], row["needs_me"]) == ("completed", "no_changes", looked_at)
     wanted = "No change to files is expected"
     assert [wanted in home.json("workspace", "show", name)["prompt"] for name in ("a", "b")] == [False, True]
 

@@ -32,7 +32,7 @@ IdleTimeout = Annotated[
 ]
 Expect = Annotated[
     Literal["changes", "none"],
-    Field(description="`none`: the task is not meant to change files, a report, say"),
+    Field(description="`none`: the task is not meant to change files, a report, say; else none at all needs a look"),
 ]
 Permissions = Annotated[
     Literal["edits", "bypass"] | None,

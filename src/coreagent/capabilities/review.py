@@ -19,9 +19,10 @@ from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
 from coreagent.git import landing as git_landing
+from coreagent.git import ref as refs
 from coreagent.git import rescue as git_rescue
 from coreagent.git.cache import is_ancestor
-from coreagent.git.inspect import inspect
+from coreagent.git.inspect import inspect, resolve
 from coreagent.git.pack import present
 from coreagent.git.snapshot import live_diff
 from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, Stage, State
@@ -191,6 +192,7 @@ async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, on
     if await asyncio.to_thread(_landed, found, target):
         landing = git_landing.Landing(found.previous_sha, found.accepted_sha, "fast-forward", "")
     else:
+        await asyncio.to_thread(_check_branch, found)
         try:
             landing = await _land(core, caller, cache, found, target, strategy, message)
         except CoreAgentError as error:
@@ -243,6 +245,21 @@ def _has(cache: Path, sha: str) -> bool:
         return bool(present(cache, [sha]))
     except CoreAgentError:
         return False
+
+
+def _check_branch(found: Dispatch) -> None:
+    """Raise when the branch holds more than the agent's work: to land a part of it would look like all of it."""
+    git_dir = refs.git_dir_of(Path(found.repo_path))
+    current = resolve(git_dir, f"refs/heads/{found.branch}") if git_dir else ""
+    if current and found.branch_sha and current not in (found.branch_sha, found.harvest.sha):
+        raise CoreAgentError(
+            "branch_moved",
+            f"branch {found.branch} has commits that core-agent did not make; accept would leave them out",
+            cause=f"it is at {current[:10]}, and the agent's work ends at {found.harvest.sha[:10]}",
+            hint=f"land all of it with `git merge {found.branch}`, then `core-agent reject {found.name}` lets the "
+            "workspace go and leaves the branch",
+            data={"branch": found.branch, "current": current},
+        )
 
 
 def _landed(found: Dispatch, target: str) -> bool:

@@ -119,8 +119,10 @@ def _headline(engine: Engine, d: Dispatch) -> str:
             return f"The agent asks: {d.question.strip() or d.detail}"
         case _ if d.fate is not Fate.OPEN:
             return f"It {'was ' if d.state is State.CANCELLED else ''}{d.state} and was {d.fate}."
+        case State.COMPLETED if d.reason is Reason.NO_CHANGES and d.options.expect == "none":
+            return "The agent ended well and changed nothing, as it was meant to."
         case State.COMPLETED if d.reason is Reason.NO_CHANGES:
-            return "The agent ended well and changed nothing."
+            return "The agent says that it is done, but changes were expected and none came."
         case State.COMPLETED if d.harvest.status == "rejected":
             return f"The agent ended well, but its work was not brought over: {d.harvest.reason} ({d.harvest.detail})."
         case State.COMPLETED:
@@ -235,6 +237,8 @@ def _next(d: Dispatch) -> list[str]:
             return [f"core-agent logs {name}", f"core-agent resume {name}", f"core-agent reject {name}"]
         case State.COMPLETED if d.reason is not Reason.NO_CHANGES and d.fate is Fate.OPEN:
             return [f"core-agent diff {name}", f"core-agent accept {name}", f'core-agent resume {name} "also do ..."']
+        case State.COMPLETED:
+            return [f"core-agent logs {name}", f'core-agent resume {name} "also do ..."', f"core-agent reject {name}"]
         case State.QUEUED:
             return [f"core-agent queue drop {name}", "core-agent queue list"]
         case State.RUNNING | State.PREPARING:

@@ -24,7 +24,9 @@ def needs_me(dispatch: Dispatch) -> bool:
         return False
     if dispatch.state in (State.BLOCKED, State.FAILED, State.PAUSED):
         return True
-    return dispatch.state is State.COMPLETED and dispatch.reason is not Reason.NO_CHANGES
+    return dispatch.state is State.COMPLETED and not (
+        dispatch.reason is Reason.NO_CHANGES and dispatch.options.expect == "none"
+    )
 
 
 def row(engine: Engine, dispatch: Dispatch, waiting_for: str | None = None) -> WorkspaceRow:

@@ -22,7 +22,7 @@ from coreagent.cli.views.live import Live
 from coreagent.cli.views.status import mark, state_words, what_now
 from coreagent.cli.views.text import diffstat, duration, fit, money, next_lines, one_line, used
 from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError
-from coreagent.models.agent import EventKind
+from coreagent.models.agent import EventKind, Reason
 from coreagent.models.dispatch import ACTIVE, State
 from coreagent.models.report import LogReply, WorkspaceRow
 from coreagent.plural import plural
@@ -225,6 +225,8 @@ class _Follower:
         match row.state:
             case State.COMPLETED if row.harvest_reason:
                 self._next(f"core-agent why {name}", f"core-agent rescue apply {name}")
+            case State.COMPLETED if row.reason is Reason.NO_CHANGES:
+                self._next(f"core-agent logs {name}", f'core-agent resume {name} "also do ..."')
             case State.COMPLETED if row.needs_me:
                 self._next(f"core-agent diff {name}", f"core-agent accept {name}")
             case State.BLOCKED:

@@ -78,7 +78,7 @@ def dispatch(
         str, typer.Option("--idle-timeout", metavar="TIME", help="Stop it after this long in silence.")
     ] = "",
     expect: Annotated[
-        Literal["changes", "none"], typer.Option("--expect", help="`none`: that nothing changes is fine.")
+        Literal["changes", "none"], typer.Option("--expect", help="`none`: nothing is to change; else it needs a look.")
     ] = "changes",
     permissions: Annotated[
         Literal["edits", "bypass"] | None, typer.Option("--permissions", help="`bypass`: the agent never asks.")

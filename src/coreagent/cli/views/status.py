@@ -23,6 +23,7 @@ from coreagent.cli.views.text import (
     width_of,
     wrap,
 )
+from coreagent.models.agent import Reason
 from coreagent.models.dispatch import ACTIVE, Fate, Stage, State
 from coreagent.models.report import PoolRow, StatusReport, WorkspaceRow
 
@@ -133,6 +134,8 @@ def _completed(row: WorkspaceRow, said: str) -> str:
         return f"the work could not be brought home ({one_line(row.harvest_reason) or 'see why'}); {kept}"
     if row.denied_tools:
         return f"done, but was refused: {one_line(', '.join(row.denied_tools))}"
+    if row.needs_me and row.reason is Reason.NO_CHANGES:
+        return "changes were expected, and none came"
     if row.needs_me:
         return f"ready to accept: {one_line(row.branch)}"
     return said or one_line(row.last_text) or one_line(row.task)
