@@ -348,7 +348,8 @@ def test_arguments_that_widen_are_for_the_settings(launch: Launch) -> None:
 def test_attach_asks_the_person_whom_to_trust(launch: Launch) -> None:
     plan = Gemini().interactive(replace(launch, resume_session="earlier"))
     assert (plan.stdin, plan.argv[-2:]) == (None, ["--resume", "earlier"])
-    assert "GEMINI_CLI_TRUST_WORKSPACE" not in plan.env
+    # Who has trusted it must be started again by a parent of the CLI's own.
+    assert not {"GEMINI_CLI_TRUST_WORKSPACE", "GEMINI_CLI_NO_RELAUNCH"} & plan.env.keys()
     assert "folderTrust" not in json.loads(written(plan, "settings.json"))["security"]
 
 

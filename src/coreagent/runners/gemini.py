@@ -110,7 +110,7 @@ class Gemini(Runner):
         argv += _session(launch)
         return Plan(
             argv=argv,
-            env=_environment(launch, trusted=not launch.config_home),
+            env=_environment(launch),
             session_id=launch.resume_session or launch.session_id,
             stdin=_prompt(launch),
             # No signal makes it tell how it ended, and none reaches its tools.
@@ -126,7 +126,7 @@ class Gemini(Runner):
         argv = [PROGRAM.require(launch), *launch.settings.args, "--model", _model(launch), *_session(launch)]
         return Plan(
             argv=argv,
-            env=_environment(launch, trusted=True),
+            env=_environment(launch, interactive=True),
             session_id=launch.resume_session or launch.session_id,
             directories=_directories(launch),
             copies=_copies(launch),
@@ -364,16 +364,18 @@ def _copies(launch: Launch) -> tuple[tuple[str, str], ...]:
     return tuple((str(file), f"{launch.config_home}/{DIRECTORY}/{name}") for file, name in found if file is not None)
 
 
-def _environment(launch: Launch, *, trusted: bool) -> dict[str, str]:
+def _environment(launch: Launch, *, interactive: bool = False) -> dict[str, str]:
     env = {name: value for name, value in program.own_environment(launch.env).items() if name not in UNWANTED}
     env["TMPDIR"] = launch.tmp_dir
-    # Else it starts itself again below itself, with more memory: half a second, and one process more to stop.
-    env["GEMINI_CLI_NO_RELAUNCH"] = "true"
     if launch.config_home:
         env["GEMINI_CLI_HOME"] = launch.config_home
-    if not trusted:
+    if interactive:
+        return env
+    # Else it starts itself again below itself, with more memory: half a second, and one process more to stop. On a
+    # terminal it leaves with code 199 to be started again, when the person has trusted the folder, and has to be.
+    env["GEMINI_CLI_NO_RELAUNCH"] = "true"
+    if launch.config_home:
         env["GEMINI_CLI_TRUST_WORKSPACE"] = "false"
-    elif not launch.config_home:
-        # It loads the checkout's .env as soon as that is trusted, where it could send the key elsewhere.
-        env = {**dict.fromkeys(REDIRECTING, ""), **env}
-    return env
+        return env
+    # It loads the checkout's .env as soon as that is trusted, where it could send the key elsewhere.
+    return {**dict.fromkeys(REDIRECTING, ""), **env}
