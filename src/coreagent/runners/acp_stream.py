@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
-from coreagent.runners.base import TEXT_LIMIT, Parser, bounded, join_lines, last_lines, whole
+from coreagent.runners.base import TEXT_LIMIT, Parser, bounded, join_lines, last_lines, text_of, whole
 from coreagent.runners.resets import believable, in_text
 from coreagent.runners.said import reason_in
 from coreagent.wires.base import reason_of
@@ -354,8 +354,3 @@ def said_by(error: dict[str, Any]) -> str:
     data = error.get("data")
     details = data.get("details") if isinstance(data, dict) else data
     return join_lines(text_of(error.get("message")), text_of(details))
-
-
-def text_of(value: object) -> str:
-    """Return a text that is one, else ""; lone surrogates are replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""

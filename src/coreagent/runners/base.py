@@ -404,6 +404,11 @@ def bounded(value: object, limit: int = TEXT_LIMIT) -> str:
     return raw.decode("utf-8")
 
 
+def text_of(value: object) -> str:
+    """Return a text that is one, else ""; lone surrogates are replaced."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
 def whole(value: object) -> int:
     """Return a non-negative integer of a JSON number, 0 for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:

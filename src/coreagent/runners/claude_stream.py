@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
-from coreagent.runners.base import Parser, bounded, join_lines, last_lines, whole
+from coreagent.runners.base import Parser, bounded, join_lines, last_lines, text_of, whole
 from coreagent.runners.resets import believable
 from coreagent.wires.anthropic import decode_usage
 from coreagent.wires.base import reason_of
@@ -348,11 +348,6 @@ def result_text(content: object) -> str:
     if isinstance(content, list):
         return "\n".join(text_of(item.get("text")) for item in content if isinstance(item, dict))
     return ""
-
-
-def text_of(value: object) -> str:
-    """Return a text that is one, else ""; lone surrogates are replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def amount(value: object) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, EventKind, Outcome, Reason, Usage
-from coreagent.runners.base import Parser, bounded, join_lines, last_lines, whole
+from coreagent.runners.base import Parser, bounded, join_lines, last_lines, text_of, whole
 from coreagent.runners.resets import in_text
 
 RECONNECTING: Final = re.compile(r"Reconnecting\.\.\. (\d+)/(\d+)(?: \((.*)\))?\s*$", re.DOTALL)
@@ -264,8 +264,3 @@ def described(arguments: object) -> str:
     if not isinstance(arguments, dict):
         return ""
     return ", ".join(f"{key}={value}" for key, value in arguments.items())
-
-
-def text_of(value: object) -> str:
-    """Return a text that is one, else ""; lone surrogates are replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, EventKind, Outcome, Reason, Usage
-from coreagent.runners.base import TEXT_LIMIT, Parser, bounded, last_lines, whole
+from coreagent.runners.base import TEXT_LIMIT, Parser, bounded, last_lines, text_of, whole
 from coreagent.runners.resets import believable
 from coreagent.wires.base import reason_of, told_seconds
 
@@ -235,8 +235,3 @@ def describe(parameters: object) -> str:
         if isinstance(value, str) and value:
             return bounded(value, 2000)
     return bounded(", ".join(str(key) for key in parameters), 2000)
-
-
-def text_of(value: object) -> str:
-    """Return a text that is one, else ""; lone surrogates are replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""

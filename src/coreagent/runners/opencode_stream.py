@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
-from coreagent.runners.base import Parser, bounded, join_lines, last_lines, whole
+from coreagent.runners.base import Parser, bounded, join_lines, last_lines, text_of, whole
 from coreagent.runners.resets import believable, in_text
 from coreagent.runners.said import reason_in
 from coreagent.wires.base import reason_of, retry_after
@@ -182,8 +182,3 @@ def decode_usage(raw: object) -> Usage:
         cache_read=whole(cache.get("read")),
         cache_write=whole(cache.get("write")),
     )
-
-
-def text_of(value: object) -> str:
-    """Return a text that is one, else ""; lone surrogates are replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
