@@ -298,10 +298,11 @@ def test_a_login_file_is_used_for_the_persons_own_provider_and_not_for_another_e
     assert desk.server.requests[-1].headers["authorization"] == f"Bearer {KEY}"
     # openai_base_url is the person's own word, and what is logged in is sent there.
     (own / "config.toml").write_text(f'openai_base_url = "{desk.server.url}/v1"\nmodel = "gpt-5.5"\n')
-    elsewhere = {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": ""}
+    elsewhere = {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": "", "OPENAI_ORGANIZATION": "org-mine"}
     assert desk.run("SAY", env=elsewhere, model="").outcome.terminal == "success"
     replies = [request for request in desk.server.requests if request.step >= 0]
     assert replies[-1].headers["authorization"] == "Bearer sk-from-the-file"
+    assert replies[-1].headers["openai-organization"] == "org-mine"
     assert replies[-1].json["model"] == "gpt-5.5"
 
 

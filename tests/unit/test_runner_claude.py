@@ -362,7 +362,7 @@ def test_only_the_credential_is_copied_and_a_refreshed_one_stays(launch: Launch)
     made = plan(launch)
     lay_out(made)
     private = Path(launch.config_home)
-    assert sorted(entry.name for entry in private.iterdir()) == [".claude.json", ".credentials.json"]
+    assert sorted(entry.name for entry in private.iterdir()) == [".claude.json", ".credentials.json", "settings.json"]
     assert json.loads((private / ".claude.json").read_text()) == {"hasCompletedOnboarding": True}
     copied = private / ".credentials.json"
     assert copied.stat().st_mode & 0o777 == 0o600
@@ -378,23 +378,33 @@ def test_only_the_credential_is_copied_and_a_refreshed_one_stays(launch: Launch)
     assert copied.read_text() == '{"claudeAiOauth": {}}'
 
 
+def test_hooks_that_an_agent_left_in_its_own_home_are_gone_with_the_next_turn(launch: Launch) -> None:
+    settings = Path(launch.config_home) / "settings.json"
+    lay_out(plan(launch))
+    settings.write_text('{"hooks": {"Stop": []}}')
+    lay_out(plan(launch))
+    assert settings.read_text() == "{}\n"
+    assert plan(launch, config_home="").files == ()
+
+
 def test_instructions_are_handed_over_but_never_through_a_link(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "CLAUDE.md").write_text("ours\n")
     (tmp_path / "repo" / "CLAUDE.md").write_text("theirs\n")
     made = plan(launch)
-    assert made.files == ((f"{launch.tmp_dir}/instructions.md", b"ours\n\ntheirs"),)
-    assert made.argv[made.argv.index("--append-system-prompt-file") + 1] == made.files[0][0]
+    (target, text) = made.files[-1]
+    assert (target, text) == (f"{launch.tmp_dir}/instructions.md", b"ours\n\ntheirs")
+    assert made.argv[made.argv.index("--append-system-prompt-file") + 1] == target
     lay_out(made)
-    assert Path(made.files[0][0]).read_bytes() == b"ours\n\ntheirs"
+    assert Path(target).read_bytes() == b"ours\n\ntheirs"
     (tmp_path / "repo" / "CLAUDE.md").unlink()
     (tmp_path / "repo" / "CLAUDE.md").symlink_to("/etc/passwd")
-    assert plan(launch).files[0][1] == b"ours"
+    assert plan(launch).files[-1][1] == b"ours"
 
 
 def test_settings_of_the_repository_are_those_that_were_trusted(launch: Launch) -> None:
     made = plan(launch, trusted_settings='{"hooks": {}}')
-    assert made.files == ((f"{launch.tmp_dir}/settings.json", b'{"hooks": {}}'),)
-    assert made.argv[made.argv.index("--settings") + 1] == made.files[0][0]
+    assert made.files[-1] == (f"{launch.tmp_dir}/settings.json", b'{"hooks": {}}')
+    assert made.argv[made.argv.index("--settings") + 1] == made.files[-1][0]
     assert made.argv[made.argv.index("--setting-sources") + 1] == "user"
 
 

@@ -103,6 +103,9 @@ class Claude(Runner):
         else:
             argv += ["--permission-mode", "acceptEdits", "--allowedTools", _readable(launch.workspace_dir)]
         files: list[tuple[str, bytes]] = []
+        if launch.config_home:
+            # The hooks of this file are run, and an agent that may run everything can write it.
+            files.append((f"{launch.config_home}/settings.json", b"{}\n"))
         # A checkout's .claude/settings.json sets variables (ANTHROPIC_BASE_URL sends the key elsewhere) and runs hooks,
         # trust dialog or not, and the agent can write it. So it is no source; what a person trusted is handed over, and
         # CLAUDE.md too, which is not read without that source.

@@ -268,7 +268,8 @@ def _provider(launch: Launch, own: Own) -> list[str]:
         if _key_of(launch.env):
             ours["env_key"] = KEY
     else:
-        ours |= {"name": "OpenAI", "requires_openai_auth": True}
+        headers = {"OpenAI-Organization": "OPENAI_ORGANIZATION", "OpenAI-Project": "OPENAI_PROJECT"}
+        ours |= {"name": "OpenAI", "requires_openai_auth": True, "env_http_headers": headers}
         if own.base_url:
             ours["base_url"] = own.base_url
     return _config({"model_provider": PROVIDER, f"model_providers.{PROVIDER}": ours})
