@@ -368,7 +368,7 @@ LOGINS: list[tuple[dict[str, str], list[str], str, str, str]] = [
     ({"GOOGLE_API_KEY": "k", "GEMINI_API_KEY": "k"}, [], "vertex-ai", "vertex-ai", "yes"),
     ({**VERTEX, "GOOGLE_GENAI_USE_VERTEXAI": "true"}, [], "", "vertex-ai", "unknown"),
     (VERTEX, [], "", "", "no"),
-    ({"CLOUD_SHELL": "true"}, [], "", "compute-default-credentials", "unknown"),
+    ({"GEMINI_CLI_USE_COMPUTE_ADC": "true"}, [], "", "compute-default-credentials", "unknown"),
 ]
 
 

@@ -85,7 +85,7 @@ class Gemini(Runner):
     name: ClassVar[str] = "gemini"
     context_file: ClassVar[str] = "GEMINI.md"
     minimum: ClassVar[str] = PROGRAM.minimum
-    variables: ClassVar[tuple[str, ...]] = ("GEMINI_*", "GOOGLE_*", "CODE_ASSIST_ENDPOINT", "CLOUD_SHELL")
+    variables: ClassVar[tuple[str, ...]] = ("GEMINI_*", "GOOGLE_*")
 
     def find(self, env: Mapping[str, str], settings: RunnerSettings) -> Found:
         return PROGRAM.find(env, settings)
@@ -279,7 +279,7 @@ def _methods(env: Mapping[str, str]) -> dict[str, Login]:
     # A project alone may be there for other programs; a key is for a model.
     if vertex and env.get("GOOGLE_API_KEY"):
         found.setdefault("vertex-ai", vertex)
-    if env.get("CLOUD_SHELL") == "true" or env.get("GEMINI_CLI_USE_COMPUTE_ADC") == "true":
+    if env.get("GEMINI_CLI_USE_COMPUTE_ADC") == "true":
         found["compute-default-credentials"] = Login("unknown", "the machine's own login")
     return found
 
