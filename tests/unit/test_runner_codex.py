@@ -301,6 +301,20 @@ def test_login(env: dict[str, str], files: dict[str, str], state: str, tmp_path:
     assert login.how or login.hint
 
 
+def test_a_login_in_the_keyring_is_the_persons_own_homes(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('cli_auth_credentials_store = "keyring"\n')
+    env = {"CODEX_HOME": str(tmp_path)}
+    private = Codex().login(env, NoSettings())
+    assert (private.state, "home: user" in private.hint) == ("no", True)
+    assert Codex().login(env, NoSettings(home="user")).state == "unknown"
+
+
+def test_nothing_that_lies_in_the_place_of_its_config_holds_us(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.toml")
+    assert read_own({"CODEX_HOME": str(tmp_path)}).model == ""
+    assert read_own({}).model == ""
+
+
 @pytest.mark.parametrize("text", ["", "model = 7", "model_providers = 3", "[", "\udcff", 'model_provider = ["x"]'])
 def test_a_broken_config_says_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_bytes(text.encode("utf-8", "surrogateescape"))

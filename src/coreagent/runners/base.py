@@ -52,6 +52,8 @@ class RunnerSettings(Protocol):
     def args(self) -> Sequence[str]: ...
     @property
     def model(self) -> str: ...
+    @property
+    def home(self) -> str: ...
 
 
 class CommandSettings(Protocol):
@@ -88,6 +90,7 @@ class NoSettings:
     env: Sequence[str] = ()
     args: Sequence[str] = ()
     model: str = ""
+    home: str = "private"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from coreagent.models.agent import Cost, Usage
+from coreagent.plainfile import read_plain
 from coreagent.runners import program
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, bounded, word
 from coreagent.runners.codex_stream import CodexParser
@@ -107,6 +108,8 @@ class Own:
     provider: str = ""
     providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base_url: str = ""
+    store: str = ""
+    """Where its login is kept: "" and `file` are auth.json."""
 
 
 class Codex(Runner):
@@ -140,6 +143,15 @@ class Codex(Runner):
             return Login("unknown", "CODEX_ACCESS_TOKEN")
         if env.get("OPENAI_BASE_URL"):
             return Login("unknown", "OPENAI_BASE_URL without a key")
+        if own.store in ("keyring", "auto"):
+            if settings.home == "user":
+                return Login("unknown", "the system's keyring")
+            # It is kept under the name of its directory, where a private one does not find it.
+            return Login(
+                "no",
+                hint="a login in the keyring needs `runners.codex.home: user`; or set "
+                f'cli_auth_credentials_store = "file" and run `codex login`, or set {KEY}',
+            )
         return Login("no", hint=f"run `codex login`, or set {KEY} or OPENAI_API_KEY")
 
     def plan(self, launch: Launch) -> Plan:
@@ -293,20 +305,26 @@ def _login_of_provider(chosen: str, own: Own, env: Mapping[str, str]) -> Login:
 
 
 def read_own(env: Mapping[str, str]) -> Own:
-    """Read the person's own config.toml, as far as it is about the model; a broken one says nothing."""
+    """Read the person's own config.toml, as far as it is about the model and the login; a broken one says nothing."""
     directory = program.user_directory(env, "CODEX_HOME", ".codex")
     try:
-        with (directory / "config.toml").open("rb") if directory else open(os.devnull, "rb") as file:
-            raw = tomllib.loads(file.read(CONFIG_LIMIT).decode("utf-8"))
-    except (OSError, ValueError):
+        # The directory is named by the environment: whatever lies there must not hold us.
+        raw = tomllib.loads(read_plain(f"{directory}/config.toml", CONFIG_LIMIT, follow=True).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return Own()
-    texts = {
-        name: raw[name] for name in ("model", "model_provider", "openai_base_url") if isinstance(raw.get(name), str)
-    }
+
+    def text(key: str) -> str:
+        return raw[key] if isinstance(raw.get(key), str) else ""
+
     providers = raw.get("model_providers")
-    tables = {name: table for name, table in providers.items() if isinstance(table, dict)} if isinstance(
-        providers, dict) else {}  # fmt: skip
-    return Own(texts.get("model", ""), texts.get("model_provider", ""), tables, texts.get("openai_base_url", ""))
+    tables = providers.items() if isinstance(providers, dict) else ()
+    return Own(
+        model=text("model"),
+        provider=text("model_provider"),
+        providers={name: table for name, table in tables if isinstance(table, dict)},
+        base_url=text("openai_base_url"),
+        store=text("cli_auth_credentials_store"),
+    )
 
 
 # ---- the private home ----
