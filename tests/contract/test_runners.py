@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coreagent import runners
+from coreagent import runners, wire
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, EventKind, Outcome, Reason, Usage
 from coreagent.runners.base import TEXT_LIMIT, Launch, NoSettings, Parser, Plan, allow, lay_out, version_tuple
@@ -245,6 +245,12 @@ def test_its_variables_pass_and_others_do_not(name: str) -> None:
     passed = allow(env, runner, NoSettings(env=["MINE"]), ["EXTRA_*"])
     expected = set(env) - {"UNHEARD_OF_API_KEY", "CORE_AGENT_ATTEMPT"}
     assert set(passed) == expected
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_what_it_needs_of_an_environment_is_sent_by_the_client(name: str) -> None:
+    wanted = {pattern.replace("*", "X") for pattern in runners.load(name).variables}
+    assert {name for name in wanted if name not in wire.PASSED and not name.startswith(wire.PASSED_PREFIXES)} == set()
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,15 @@ def test_known_agents_get_their_own_key_and_home_and_nobody_elses(launch: Launch
     assert {name for name in plan.env if name.endswith("_API_KEY")} == {"GEMINI_API_KEY"}
 
 
+def test_opencode_is_not_led_to_its_makers_free_models_by_its_own_name(launch: Launch) -> None:
+    def content(model: str) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads(Acp().plan(replace(launch, model=model)).env["OPENCODE_CONFIG_CONTENT"])
+        return made
+
+    assert content("opencode")["disabled_providers"] == content("opencode:x/y")["disabled_providers"] == ["opencode"]
+    assert "disabled_providers" not in content("opencode:opencode/free")
+
+
 def test_an_agent_of_the_settings_comes_first(launch: Launch) -> None:
     own = config.AcpSettings(argv=["/opt/goose", "acp"], env={"X": "1"}, variables=["ANTHROPIC_*"], mode="auto")
     plan = Acp().plan(replace(launch, model="codex", acp=own))

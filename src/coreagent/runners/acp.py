@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
 from coreagent.errors import CoreAgentError
@@ -54,7 +54,7 @@ KNOWN: Final[Mapping[str, Known]] = {
     ),
     "copilot": Known(
         argv=("copilot", "--acp"),
-        variables=("COPILOT_*", "GH_TOKEN", "GITHUB_TOKEN"),
+        variables=("COPILOT_*",),
         env={"COPILOT_AUTO_UPDATE": "false"},
         install="npm install -g @github/copilot",
     ),
@@ -66,7 +66,7 @@ KNOWN: Final[Mapping[str, Known]] = {
         # Else it starts itself a second time, half a second later.
         env={"GEMINI_CLI_NO_RELAUNCH": "true"},
         install="npm install -g @google/gemini-cli",
-        # (0.61.0) Through its client it cannot tell a file that is not there from one that cannot be read, and makes none.
+        # 0.61.0: through its client, a file that is not there is one that cannot be read, and so is never made.
         reads=False,
     ),
     "opencode": Known(
@@ -173,7 +173,7 @@ def _environment(launch: Launch, name: str, known: Known, *, private: bool) -> d
     if private:
         env |= {variable: f"{launch.config_home}/{place}".rstrip("/") for variable, place in known.home.items()}
     if name == "opencode" and own is None:
-        env |= opencode.pins(launch)
+        env |= opencode.pins(replace(launch, model=launch.model.partition(":")[2]))
     return {**env, **own.env} if own is not None else env
 
 

@@ -43,11 +43,9 @@ PROVIDERS: Final[Mapping[str, tuple[str, ...]]] = {
     "cloudflare-ai-gateway": ("CLOUDFLARE_*",),
     "deepseek": ("DEEPSEEK_*",),
     "fireworks-ai": ("FIREWORKS_*",),
-    "github-copilot": ("GITHUB_TOKEN",),
     "google": ("GEMINI_API_KEY", "GOOGLE_*"),
     "google-vertex": ("GOOGLE_*", "VERTEX_*"),
     "groq": ("GROQ_*",),
-    "huggingface": ("HF_TOKEN",),
     "mistral": ("MISTRAL_*",),
     "moonshotai": ("MOONSHOT_*",),
     "openai": ("OPENAI_*",),
@@ -93,8 +91,8 @@ class Opencode(Runner):
         file = _credentials(env)
         if file is not None and _json_of(file):
             return Login("yes", str(file))
-        if read_own(env).get("provider"):
-            return Login("yes", "the providers of your opencode.json")
+        if _parsed(env.get("OPENCODE_CONFIG_CONTENT", "")).get("provider") or read_own(env).get("provider"):
+            return Login("yes", "the providers of your configuration")
         return Login("no", hint="run `opencode auth login`, or set the key of a provider, like OPENROUTER_API_KEY")
 
     def plan(self, launch: Launch) -> Plan:
@@ -147,7 +145,10 @@ class Opencode(Runner):
 
 
 def pins(launch: Launch, *, headless: bool = True) -> dict[str, str]:
-    """The variables that hold whatever the person's own and the repository's configuration say."""
+    """The variables that hold whatever the person's own and the repository's configuration say.
+
+    `launch.model` is opencode's own, whoever asks.
+    """
     own = read_own(launch.env)
     given = _parsed(launch.env.get("OPENCODE_CONFIG_CONTENT", ""))
     config: dict[str, Any] = {**(own if launch.config_home else {}), **given}
