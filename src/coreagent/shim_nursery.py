@@ -12,6 +12,7 @@ import gc
 import os
 import select
 
+import coreagent.shim_acp  # noqa: F401 - what a newborn may need, of the same version as the rest
 from coreagent.procfs import look
 from coreagent.shim_agent import PR_SET_NAME, prctl
 
