@@ -256,7 +256,9 @@ def hostile(desk: Bench) -> None:
 def test_a_checkouts_instructions_reach_the_model_and_its_settings_do_not(desk: Bench) -> None:
     hostile(desk)
     (desk.root / "GEMINI.md").write_text("WORKSPACE-RULES\n")
-    (desk.repo / "GEMINI.md").write_text("HOUSE-RULES\n@/etc/hostname\n@./gone.md\n")
+    (desk.root / "secret").write_text("EVIL-SECRET")
+    imports = f"@{desk.root}/secret\n@./settings.json\n@settings.json @../../secret\n@./gone.md\n"
+    (desk.repo / "GEMINI.md").write_text(f"HOUSE-RULES\n{imports}")
     for permissions in ("edits", "bypass"):
         ran = desk.run("EDIT", permissions=permissions, session_id=str(uuid.uuid4()))
         assert ran.outcome.terminal == "success", ran
@@ -264,6 +266,7 @@ def test_a_checkouts_instructions_reach_the_model_and_its_settings_do_not(desk: 
         assert "HOUSE-RULES" in sent
         assert "WORKSPACE-RULES" in sent
         assert "EVIL-" not in sent
+        assert "selectedType" not in sent
         assert not (desk.root / "evil").exists()
         assert desk.server.requests[-1].headers["x-goog-api-key"] == KEY
     assert desk.run("FORBIDDEN", session_id=str(uuid.uuid4())).outcome.denied_tools

@@ -293,6 +293,11 @@ def test_instructions_are_handed_over(launch: Launch) -> None:
     (Path(launch.repo_dir) / "GEMINI.md").write_text("of the house")
     (Path(launch.workspace_dir) / "GEMINI.md").write_text("of the workspace")
     assert written(Gemini().plan(launch), "GEMINI.md") == "of the workspace\n\nof the house\n"
+    (Path(launch.repo_dir) / "GEMINI.md").write_text("@/etc/passwd @a.md\n@./b me@example.org `@c` @ d")
+    assert written(Gemini().plan(launch), "GEMINI.md").splitlines()[-2:] == [
+        "\\@/etc/passwd \\@a.md",
+        "\\@./b me@example.org `@c` @ d",
+    ]
     (Path(launch.repo_dir) / "GEMINI.md").unlink()
     (Path(launch.repo_dir) / "GEMINI.md").symlink_to("/etc/passwd")
     assert written(Gemini().plan(launch), "GEMINI.md") == "of the workspace\n"

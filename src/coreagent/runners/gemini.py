@@ -77,6 +77,8 @@ UNWANTED: Final = frozenset({
 AT_PATH: Final = re.compile(
     r"(?<!\\)@((?:\"[^\"]*\"|\\.|[^ \t\n\r,;!?()\[\]{}.]|\.(?!$|[ \t\n\r]))+)", re.DOTALL | re.ASCII
 )
+# `@file` in a home's own instructions is replaced by that file, whichever it is; these were written by the repository.
+IMPORT: Final = re.compile(rb"(?<!\S)@(?=[./A-Za-z])")
 
 
 class Gemini(Runner):
@@ -347,7 +349,7 @@ def _files(launch: Launch, *, restricted: bool) -> tuple[tuple[str, bytes], ...]
     instructions = program.context(launch, "GEMINI.md") if restricted else b""
     return (
         (f"{directory}/settings.json", written.encode()),
-        (f"{directory}/GEMINI.md", instructions + b"\n" if instructions else b""),
+        (f"{directory}/GEMINI.md", IMPORT.sub(rb"\\@", instructions) + b"\n" if instructions else b""),
     )
 
 
