@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import time
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from coreagent import paths
+from coreagent.checked import check
 from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import read_plain
-from coreagent.yamlmarks import BadYaml, Mark, Node, decode, parse
+from coreagent.yamlmarks import BadYaml, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.
 RUNNERS: Final = ("acp", "claude", "codex", "command", "gemini", "opencode", "scripted")
@@ -56,6 +56,16 @@ class DispatchSettings(_Section):
     """The longest one attempt may take."""
     max_output_bytes: Size = 64 << 20
     """How much of an agent's output is kept: its head and its tail."""
+    starting: Count = 0
+    """How many agents may be starting up at once; 0 is one for each processor."""
+    memory_reserve_mib: Count = 512
+    """Memory that stays free: an agent that would not fit beside it waits."""
+    breaker: Count = 5
+    """So many failures in a row make a repository wait for a while; 0 never does."""
+    turns_alone: Count = 20
+    """So many turns a task may take by itself before it waits for a person; 0 is unlimited."""
+    pace_target: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.95
+    """Share of a provider's usage window that may be used when it resets; 0 does not pace."""
 
 
 class PoolLimit(_Section):
@@ -257,7 +267,7 @@ def load(home: str, env: Mapping[str, str] | None = None) -> Loaded:
             cause=told(error),
             hint="check that it is a file and that you may read it",
         ) from error
-    settings = _checked(Settings, raw, path)
+    settings = check(Settings, raw, path)
     user = (env or {}).get("HOME", "")
     root = settings.dispatch.workspace_root
     if user and (root == "~" or root.startswith("~/")):
@@ -276,12 +286,12 @@ def stamp(home: str) -> int:
 
 def load_text(text: str, name: str = "agents.yaml") -> Settings:
     """Check the text of an agents.yaml. Raises: settings_invalid."""
-    return _checked(Settings, text.encode("utf-8", "surrogatepass"), name)
+    return check(Settings, text.encode("utf-8", "surrogatepass"), name)
 
 
 def load_repo(text: str, name: str = ".core/agents.yaml") -> RepoSettings:
     """Check the text of a repository's own settings. Raises: settings_invalid."""
-    return _checked(RepoSettings, text.encode("utf-8", "surrogatepass"), name)
+    return check(RepoSettings, text.encode("utf-8", "surrogatepass"), name, elsewhere=Settings)
 
 
 def only_harmless(text: str) -> bool:
@@ -413,81 +423,3 @@ def _oddities(settings: Settings, path: str) -> list[str]:
         except CoreAgentError as error:
             found.append(f"{path}: {where}: {error.message}; {error.hint}")
     return found
-
-
-def _checked(model: type[M], raw: bytes, path: str) -> M:
-    try:
-        node = parse(decode(raw))
-    except BadYaml as error:
-        raise _invalid(path, error.mark, [], error.message, error.hint) from None
-    if not isinstance(node.value, dict):
-        if node.value is None:
-            return model()
-        raise _invalid(path, node.mark, [], "the file must be a mapping", "start with `version: 1`")
-    try:
-        return model.model_validate(node.plain())
-    except ValidationError as error:
-        raise _first_of(error, model, node, path) from None
-
-
-def _first_of(error: ValidationError, model: type[BaseModel], node: Node, path: str) -> CoreAgentError:
-    """The mistake that stands first in the file; the others are in `data`."""
-    found: list[CoreAgentError] = []
-    for one in error.errors():
-        mark, keys = node.find(one["loc"])
-        if one["type"] == "extra_forbidden":
-            valid = _valid_keys(model, one["loc"][:-1])
-            found.append(_unknown_key(path, mark, keys, valid, model))
-        else:
-            missing = one["type"] == "missing"
-            keys = [*keys, str(one["loc"][-1])] if missing else keys
-            message = "this key is needed" if missing else _words(one["msg"])
-            given = one["input"] if isinstance(one["input"], str) else ""
-            found.append(_invalid(path, mark, keys, message, "", f"it is {given!r}" if given and not missing else ""))
-    found.sort(key=lambda each: (each.data["line"], each.data["column"]))
-    found[0].data["others"] = [each.message for each in found[1:20]]
-    return found[0]
-
-
-def _unknown_key(path: str, mark: Mark, keys: list[str], valid: list[str], model: type[BaseModel]) -> CoreAgentError:
-    near = difflib.get_close_matches(keys[-1], valid, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(valid)}"
-    if model is RepoSettings and _valid_keys(Settings, tuple(keys[:-1])).count(keys[-1]):
-        hint = "a repository cannot set this; it belongs in your own agents.yaml"
-    return _invalid(path, mark, keys, "there is no such key", hint, data={"nearest": near[0] if near else ""})
-
-
-def _invalid(
-    path: str, mark: Mark, keys: list[str], message: str, hint: str, cause: str = "", data: dict[str, Any] | None = None
-) -> CoreAgentError:
-    key = ".".join(keys)
-    return CoreAgentError(
-        "settings_invalid",
-        f"{path}:{mark.line}:{mark.column}: {key + ': ' if key else ''}{message}",
-        cause=cause,
-        hint=hint or "agents.yaml.example shows every key",
-        data={"path": path, "line": mark.line, "column": mark.column, "key": key, **(data or {})},
-    )
-
-
-def _words(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Input should be", "must be")
-
-
-def _valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    """The keys of the section at `loc`; none when what stands there has no fixed keys."""
-    here: Any = model
-    for step in loc:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            known = here.model_fields.get(str(step))
-            here = _section(known.annotation) if known else None
-        elif get_origin(here) is dict:
-            here = _section(get_args(here)[1])
-    return sorted(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
-
-
-def _section(kind: Any) -> Any:
-    """`kind` without what is said about it: the model or dict inside of Annotated and of an optional."""
-    if get_origin(kind) in (Annotated, UnionType, Union):
-        return next((found for arm in get_args(kind) if (found := _section(arm)) is not None), None)
-    return kind if kind is not type(None) else None

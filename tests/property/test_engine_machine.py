@@ -22,8 +22,9 @@ from tests.support.engine_room import ROOMS
 from coreagent.capability import Caller, call
 from coreagent.core import Core
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import claim, rows
+from coreagent.dispatch import claim, ending, rows
 from coreagent.dispatch.engine import Engine
+from coreagent.dispatch.pools import Ending
 from coreagent.dispatch.verdict import Evidence, judge
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Outcome, Reason, Usage
@@ -67,7 +68,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.home = Path(tempfile.mkdtemp(prefix="engine-"))
         (self.home / "run").mkdir()
         limits = ", ".join(f"{pool}: {limit}" for pool, limit in LIMITS.items())
-        (self.home / "agents.yaml").write_text(f"version: 1\nconcurrency: {{{limits}}}\n")
+        (self.home / "agents.yaml").write_text(f"version: 1\nconcurrency: {{{limits}}}\nrates: {{free: {{}}}}\n")
         self.store = Store.memory("a test")
         self.born: dict[str, int] = {}
         """Dispatch id -> runs that the model counted."""
@@ -113,11 +114,11 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def claimed(self) -> None:
         facts = self.engine.facts()
-        waiting = [d for d in claim.order(self.engine.board.values()) if d.state is State.QUEUED]
-        may = [d for d in waiting if not claim.obstacle(d, facts)]
+        may = [d for d in self.engine.board.queued if not claim.obstacle(d, self.engine.board.queued, facts)]
         assert self.do(self.engine._claim_one()) is bool(may)
         if may:
             assert self.engine.board[may[0].id].state is State.PREPARING
+            # All within minutes here: an hour of waiting, which outweighs a step of priority, does not pass.
             assert all((d.priority, may[0].queued_at) <= (may[0].priority, d.queued_at) for d in may[1:])
 
     @precondition(lambda self: self.some(State.PREPARING))
@@ -135,9 +136,12 @@ class EngineMachine(RuleBasedStateMachine):
         attempt = self.engine.attempts[chosen.id].model_copy(
             update={"outcome": evidence.outcome, "ended_at": self.core.now()}
         )
-        changes = attempts_of_work._ending(self.engine, chosen, attempt, verdict, evidence.question)
         for _ in range(2):  # a settling that is cut off is done again, and counts once
-            self.do(self.engine.update(chosen, attempt=attempt, **changes))
+            said = Ending(verdict.state, verdict.reason, verdict.detail, evidence.outcome)
+            controls = self.engine.pools.ended(chosen, said, self.core.now(), 5)
+            changes = ending.changes(self.engine, chosen, attempt, verdict, evidence.question, controls)
+            if self.engine.board[chosen.id] is chosen:
+                self.do(self.engine.update(chosen, attempt=attempt, controls=controls, **changes))
         self.used[chosen.id] += evidence.outcome.usage.input
 
     @precondition(lambda self: self.some(State.QUEUED))
@@ -173,7 +177,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.ask("queue.start", pool=pool)
         self.frozen = self.frozen - {pool} if pool else set()
         if pool:
-            assert not any(d.waiting_until for d in self.engine.board.queued.values() if d.pool == pool)
+            assert not any(d.waiting_until for d in self.engine.board.queued if d.pool == pool)
 
     @rule()
     def restarted(self) -> None:
@@ -212,6 +216,8 @@ class EngineMachine(RuleBasedStateMachine):
                 case State.QUEUED if d.waiting_until and d.waiting_until > facts.now + timedelta(seconds=1):
                     assert "rate limit" in headline
                     assert ("its session" in headline) == (d.next_kind == "resume")
+                case State.QUEUED if self.engine.pools.parks.get(d.pool):
+                    assert "parked" in headline or "about to start" in headline or "in use" in headline
                 case State.QUEUED if facts.running.get(d.pool, 0) >= LIMITS.get(d.pool, 99):
                     assert "in use" in headline
                 case State.QUEUED:

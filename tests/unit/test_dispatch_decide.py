@@ -12,9 +12,9 @@ from tests.unit.test_claim import NOW, queued
 
 from coreagent.capabilities.dispatch import CONTINUE, _next_turn
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, environment
+from coreagent.dispatch import cleanup, ending, environment
 from coreagent.errors import CoreAgentError
-from coreagent.models.agent import Cost, Outcome, Reason, Usage
+from coreagent.models.agent import Cost, Reason, Usage
 from coreagent.models.dispatch import Attempt, Dispatch, State
 
 WORK = "echo done >> made.txt; test ! -e ask || echo 'what now?' > BLOCKED.md"
@@ -193,14 +193,6 @@ def test_a_session_has_totals_of_its_own() -> None:
     paid = Cost(usd=5.0, source="reported")
     d = dispatched(session_usage=Usage(input=7), session_cost=paid)
     fresh = Attempt(id="A", dispatch_id=d.id, n=2, claimed_at=NOW)
-    assert attempts_of_work.session_totals(d, fresh) == (Usage(), Cost())
+    assert ending.session_totals(d, fresh) == (Usage(), Cost())
     goes_on = fresh.model_copy(update={"resume_session": "s"})
-    assert attempts_of_work.session_totals(d, goes_on) == (Usage(input=7), paid)
-
-
-@pytest.mark.parametrize("resets_at", [float("nan"), float("inf"), 1e300, -1.0, 0.0, None, NOW.timestamp() - 9e9])
-def test_no_reset_is_too_strange(resets_at: float | None) -> None:
-    outcome = Outcome(resets_at=resets_at)
-    changes = attempts_of_work._wait_for_reset(dispatched(), outcome, NOW, "")
-    assert NOW < changes["waiting_until"] <= NOW + attempts_of_work.RESET_MAX
-    assert changes["next_kind"] == "fresh"
+    assert ending.session_totals(d, goes_on) == (Usage(input=7), paid)

@@ -109,8 +109,8 @@ def test_the_environment_is_its_persons_or_the_allowed_part_of_ours(tmp_path: Pa
         ours = launch.environment_of(room.core, made)
         assert ours["LC_TIME"] == "C"
         assert not {"A_SECRET", "CORE_AGENT_X"} & ours.keys()
-        environment.save(str(room.home), made.id, {"THEIR": "own"})
-        assert launch.environment_of(room.core, made) == {"THEIR": "own"}
+        environment.save(str(room.home), made.id, {"LC_TIME": "theirs"})
+        assert launch.environment_of(room.core, made) == {"LC_TIME": "theirs"}
 
     in_room(tmp_path, body)
 

@@ -8,11 +8,11 @@ import uuid
 from typing import Literal
 
 from coreagent import runners
-from coreagent.capabilities.parameter import Pool, Workspace
+from coreagent.capabilities.parameter import Pool, Repository, Workspace
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, environment, launch, prep, rows
+from coreagent.dispatch import bring, environment, intake, launch, prep, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
@@ -207,22 +207,26 @@ def _check_pool(engine: Engine, pool: str) -> None:
 async def queue_freeze(core: Core, pool: Pool = "") -> QueueReport:
     """Start nothing new, in one pool or at all, until `queue start`; what runs goes on. Holds over a restart."""
     _check_pool(core.engine, pool)
-    await core.engine.set_control(f"frozen:{pool}" if pool else "frozen", "1")
+    await core.engine.set_controls({f"frozen:{pool}" if pool else "frozen": "1"})
     return rows.queue_report(core.engine)
 
 
 @capability("queue.start", tool="agentic_dispatch_start", cli="queue start")
-async def queue_start(core: Core, pool: Pool = "") -> QueueReport:
-    """Let a frozen queue, or one pool of it, go on; a pool that waits for a rate limit starts now."""
+async def queue_start(core: Core, caller: Caller, pool: Pool = "", repo: Repository = "") -> QueueReport:
+    """Let a frozen queue go on; with `pool`, one that is frozen or parked; with `repo`, one that is left alone."""
     engine = core.engine
     _check_pool(engine, pool)
-    for key in [k for k in engine.controls if k == (f"frozen:{pool}" if pool else "frozen") or not pool]:
-        if key.startswith("frozen"):
-            await engine.set_control(key, "")
-    for waiting in list(engine.board.queued.values()) if pool else []:
-        waiting = engine.board.get(waiting.id, waiting)
-        if waiting.pool == pool and waiting.state is State.QUEUED and waiting.waiting_until is not None:
-            await engine.update(waiting, waiting_until=None, waiting_for="")
+    if repo:
+        found = intake.registered(engine, caller, repo)
+        await engine.set_controls(engine.pools.close_breaker(f"{found.org}/{found.name}"))
+    if pool:
+        await engine.set_controls({f"frozen:{pool}": None, **engine.pools.unpark(pool)})
+        for waiting in [d for d in engine.board.queued if d.pool == pool and d.waiting_until is not None]:
+            now = engine.board.get(waiting.id, waiting)
+            if now.state is State.QUEUED and now.waiting_until is not None:
+                await engine.update(now, waiting_until=None, waiting_for="")
+    if not pool and not repo:
+        await engine.set_controls({key: None for key in engine.controls if key.startswith("frozen")})
     engine.poke()
     return rows.queue_report(engine)
 
@@ -230,7 +234,7 @@ async def queue_start(core: Core, pool: Pool = "") -> QueueReport:
 @capability("queue.shutdown", tool="agentic_dispatch_shutdown", cli="queue shutdown", destructive=True)
 async def queue_shutdown(core: Core, now: bool = False) -> QueueReport:
     """Start nothing new and let what runs finish; with `now`, end the running turns too, keeping their work."""
-    await core.engine.set_control("frozen", "1")
+    await core.engine.set_controls({"frozen": "1"})
     if now:
         running = list(core.engine.busy())
         ended = await asyncio.gather(*(_end_turn(core, d, "shutdown") for d in running), return_exceptions=True)

@@ -214,6 +214,7 @@ async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, pr
         next_prompt=text,
         queued_at=core.now(),
         ended_at=None,
+        alone=0,
         # An accept that was cut off landed what there was then, not what will come.
         accepted_sha="",
         previous_sha="",
@@ -234,7 +235,7 @@ async def _go_at_once(core: Core, caller: Caller, found: Dispatch, more: str) ->
 
 async def _keep_environment(core: Core, caller: Caller, found: Dispatch) -> None:
     """Let the next turn have what its person has now: a key may be a new one."""
-    env = launch.allowed_environment(core, caller, found.runner)
+    env = launch.kept_environment(core, caller, found)
     await asyncio.to_thread(environment.save, core.home, found.id, env)
 
 

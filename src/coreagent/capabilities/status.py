@@ -7,7 +7,7 @@ import time
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import claim, cleanup, rows
+from coreagent.dispatch import cleanup, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -139,14 +139,19 @@ def _waiting(d: Dispatch) -> str:
 
 def _why_queued(engine: Engine, d: Dispatch) -> str:
     facts = engine.facts()
-    obstacle = claim.obstacle(d, facts)
-    match obstacle:
-        case "":
-            return "Nothing holds it up; it is about to start."
+    held = rows.held_up(engine, d, facts)
+    if held is None:
+        before = engine.board.queued.position(d) - 1
+        ahead = f", after {before} others" if before else ""
+        return f"Nothing holds it up; it is about to start{ahead}."
+    at = f"{held.until:%Y-%m-%d %H:%M:%S} UTC" if held.until else ""
+    match held.word:
         case "slot":
             busy = [o.name for o in engine.busy() if o.pool == d.pool]
-            slots = plural(facts.limits[d.pool], "slot")
+            slots = plural(facts.limits[d.pool].total, "slot")
             return f"Pool {d.pool} has {len(busy)} of {slots} in use: {', '.join(busy[:5])}."
+        case "model_slot":
+            return f"Pool {d.pool} has no slot for this model: {held.detail}."
         case "frozen":
             return "The queue is frozen; `core-agent queue start` lets it go on."
         case "frozen_pool":
@@ -157,9 +162,36 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
             return "The daemon is draining; it starts with the next daemon."
         case "rate_limit":
             how = "its session goes on" if d.next_kind == "resume" else "a new session goes on"
-            return f"The provider's rate limit lifts at {d.waiting_until:%Y-%m-%d %H:%M:%S} UTC; {how} then."
-        case _:
-            return f"It waits for {obstacle}."
+            return f"The provider's rate limit lifts at {at}; {how} then."
+        case "parked":
+            until = f" until {at}" if at else ""
+            return (
+                f"Pool {d.pool} is parked{until} ({held.detail}); `core-agent queue start --pool {d.pool}` ends that."
+            )
+        case "daily_limit":
+            return f"Pool {d.pool} has no start left today ({held.detail}); the next day begins at {at}."
+        case "min_delay":
+            return f"Pool {d.pool} keeps a pause between two starts; the next one is at {at}."
+        case "pace":
+            return f"Pool {d.pool} is paced to reach its reset: {held.detail}; the next start is at {at}."
+        case "memory":
+            return f"It would not fit into memory now: {held.detail}."
+        case "starting":
+            return f"{held.detail.capitalize()}; it starts as soon as one of them is up."
+        case "breaker":
+            until = f" until {at}" if at else ""
+            repo = f"{d.org}/{d.repo}"
+            return f"{repo} is left alone{until} ({held.detail}); `core-agent queue start --repo {repo}` ends that."
+        case "after":
+            return f"It waits for {', '.join(_predecessors(engine, d)) or 'another task'}."
+        case word:
+            return f"It waits for {word}{f' until {at}' if at else ''}."
+
+
+def _predecessors(engine: Engine, d: Dispatch) -> list[str]:
+    """Names and states of the tasks that must end well before this one."""
+    known = [engine.board.get(i) for i in d.options.after]
+    return [f"{other.name} ({other.state})" for other in known if other is not None]
 
 
 async def _facts(core: Core, d: Dispatch) -> list[str]:

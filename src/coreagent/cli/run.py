@@ -197,7 +197,7 @@ def _unexpected(error: Exception, argv: list[str], home: str) -> CoreAgentError:
         )
     )
     try:
-        folder = Path(paths.reports_dir(home or "/nonexistent"))
+        folder = Path(paths.reports_dir(home or "/dev/null"))
         folder.mkdir(mode=0o700, exist_ok=True)
         file = folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{time.monotonic_ns()}.txt"
         file.write_text(text)

@@ -10,36 +10,32 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreagent import attempts, events, paths, runners
-from coreagent.dispatch import bring, cleanup, launch, prep
+from coreagent.dispatch import bring, cleanup, ending, fallback, launch, prep
 from coreagent.dispatch.live import LiveAttempt
+from coreagent.dispatch.pools import Ending
 from coreagent.dispatch.verdict import Evidence, Verdict, judge
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError, told
-from coreagent.models.agent import POISONED, Cost, Outcome, Reason, Usage
-from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Harvest, State
+from coreagent.models.agent import Outcome, Reason
+from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, State
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 log = logging.getLogger(__name__)
 
-# Minutes to wait after the n-th rate limit in a row whose reset nobody named (domain.md).
-BACKOFF_MINUTES = (1, 5, 15, 60)
 UNBORN_MOST = 3
 """Claims in a row that may come to no exec because their shim was killed."""
 PASSING = ("no_space", "store_write_failed")
 """Errors that say nothing about the attempt, and go away."""
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 30.0
-RESET_MIN = timedelta(seconds=1)
-RESET_MAX = timedelta(days=8)
 
 
 async def guarded(engine: Engine, claimed: Dispatch, work: Coroutine[Any, Any, None]) -> None:
@@ -114,7 +110,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     core = engine.core
     directory = Path(paths.attempt_dir(core.home, attempt.id))
     runner = runners.load(dispatch.runner)
-    parser = runner.parser(*session_totals(dispatch, attempt))
+    parser = runner.parser(*ending.session_totals(dispatch, attempt))
     live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
     engine.live[dispatch.id] = live
     live.stop_requested = engine.stop_wishes.pop(dispatch.id, "")
@@ -126,7 +122,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     except CoreAgentError as error:
         reason = Reason.SETUP_FAILED if error.slug == "setup_failed" else Reason.PREP_FAILED
         verdict = Verdict(State.FAILED, reason, _one_line(error))
-        await _never_started(engine, dispatch, attempt, live, _stopped(live) or verdict)
+        await _never_started(engine, dispatch, attempt, live, _stopped(live) or verdict, error)
         return
     if stopped := _stopped(live):
         await _never_started(engine, dispatch, attempt, live, stopped)
@@ -146,11 +142,6 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     live.attempt = attempt
     core.crash_point("running")
     await follow(engine, dispatch, attempt, live, shim)
-
-
-def session_totals(dispatch: Dispatch, attempt: Attempt) -> tuple[Usage, Cost]:
-    """What the session that an attempt goes on with has used so far; nothing when it begins one."""
-    return (dispatch.session_usage, dispatch.session_cost) if attempt.resume_session else (Usage(), Cost())
 
 
 def _stopped(live: LiveAttempt) -> Verdict | None:
@@ -264,7 +255,10 @@ async def settle(
             "harvest": brought.harvest,
         }
     )
-    changes = _ending(engine, dispatch, attempt, verdict, question)
+    now = core.now()
+    ended_so = Ending(verdict.state, verdict.reason, verdict.detail, outcome, ended.usage.max_rss_bytes)
+    controls = engine.pools.ended(dispatch, ended_so, now, core.settings.dispatch.breaker)
+    changes = ending.changes(engine, dispatch, attempt, verdict, question, controls)
     changes["harvest"] = brought.harvest
     changes["branch_sha"] = brought.branch_sha
     if not ended.executed:
@@ -272,8 +266,10 @@ async def settle(
         changes |= {"runs": dispatch.runs - 1, "next_prompt": attempt.prompt, "next_kind": attempt.kind}
     changes["stage"] = bring.stage_of(brought.harvest)
     extra = bring.rescue_rows(dispatch, brought, verdict.reason, ended_at)
-    told = _messages(dispatch, verdict, brought.harvest, changes, core.now())
-    dispatch = await engine.update(dispatch, *told, attempt=attempt, extra=extra, **changes)
+    told = ending.messages(dispatch, changes, brought.harvest, now)
+    dispatch = await engine.update(dispatch, *told, attempt=attempt, extra=extra, controls=controls, **changes)
+    if not ended.executed:
+        engine.pools.never_started(attempt.pool, attempt.id)
     core.crash_point("settled")
     try:
         await asyncio.to_thread(put_away, core.home, place, dispatch, attempt, live.directory)
@@ -284,91 +280,34 @@ async def settle(
     core.crash_point("put-away")
 
 
-def _ending(engine: Engine, dispatch: Dispatch, attempt: Attempt, verdict: Verdict, question: str) -> dict[str, Any]:
-    outcome, now = attempt.outcome, engine.core.now()
-    before, paid = session_totals(dispatch, attempt)
-    changes: dict[str, Any] = {
-        "state": verdict.state,
-        "reason": verdict.reason,
-        "detail": verdict.detail,
-        "question": question if verdict.state is State.BLOCKED else "",
-        "usage": dispatch.usage.plus(outcome.usage),
-        "cost": launch.add_cost(dispatch.cost, outcome.cost, outcome.usage),
-        "session_id": _session_after(attempt, verdict),
-        "session_usage": before.plus(outcome.usage),
-        "session_cost": launch.add_cost(paid, outcome.cost, outcome.usage),
-        "model": dispatch.model or outcome.model,
-        "denied_tools": outcome.denied_tools,
-        "ended_at": now,
-        "worked_s": dispatch.worked_s + attempt.worked_s(now),
-        "rate_limited": 0,
-    }
-    if verdict.state is State.QUEUED:
-        changes |= _wait_for_reset(dispatch, outcome, now, changes["session_id"])
-    return changes
-
-
-def _session_after(attempt: Attempt, verdict: Verdict) -> str:
-    """The session that the next turn can go on with: one that its CLI told of, and that is not spoilt."""
-    if verdict.reason in POISONED:
-        return ""
-    return attempt.outcome.session_id or attempt.resume_session
-
-
-def _wait_for_reset(dispatch: Dispatch, outcome: Outcome, now: datetime, session: str) -> dict[str, Any]:
-    """The fields of a dispatch that a provider sent away: when it goes on, and as the same session."""
-    resets_at = outcome.resets_at
-    if resets_at is not None and math.isfinite(resets_at) and resets_at > 0:
-        wait = timedelta(seconds=min(max(resets_at - now.timestamp(), 0.0), RESET_MAX.total_seconds()))
-        until = now + max(wait, RESET_MIN)
-    else:
-        until = now + timedelta(minutes=BACKOFF_MINUTES[min(dispatch.rate_limited, len(BACKOFF_MINUTES) - 1)])
-    resumable = bool(session) and runners.load(dispatch.runner).resumable
-    return {
-        "waiting_until": until,
-        "waiting_for": "rate_limit",
-        "rate_limited": dispatch.rate_limited + 1,
-        "next_kind": "resume" if resumable else "fresh",
-        "next_prompt": "Continue where you left off.",
-        "ended_at": None,
-    }
-
-
-def _messages(
-    dispatch: Dispatch, verdict: Verdict, harvest: Harvest, changes: dict[str, Any], now: datetime
-) -> list[events.Message]:
-    repo = f"{dispatch.org}/{dispatch.repo}"
-    told: list[events.Message] = [
-        events.AgentCompleted(agent=dispatch.agent, repo=repo, workspace=dispatch.workspace, status=verdict.state.value)
-    ]
-    if harvest.status == "complete":
-        told.append(events.HarvestComplete(repo=repo, branch=dispatch.branch, files=harvest.files))
-    elif harvest.status == "rejected":
-        told.append(events.HarvestRejected(repo=repo, branch=dispatch.branch, reason=harvest.reason))
-    if changes.get("waiting_for") == "rate_limit":
-        seconds = (changes["waiting_until"] - now).total_seconds()
-        told.append(events.RateLimitDetected(pool=dispatch.pool, duration=max(0.0, seconds)))
-    return told
-
-
 async def _never_started(
-    engine: Engine, dispatch: Dispatch, attempt: Attempt, live: LiveAttempt, verdict: Verdict
+    engine: Engine,
+    dispatch: Dispatch,
+    attempt: Attempt,
+    live: LiveAttempt,
+    verdict: Verdict,
+    error: CoreAgentError | None = None,
 ) -> None:
-    """End an attempt whose agent was not executed."""
+    """End an attempt whose agent was not executed; `error` is what kept it from that."""
     now = engine.core.now()
     ended = attempt.model_copy(update={"ended_at": now, "reason": verdict.reason})
 
     async def write() -> None:
-        await engine.update(
-            engine.board[dispatch.id],
-            attempt=ended,
-            state=verdict.state,
-            reason=verdict.reason,
-            detail=verdict.detail,
-            ended_at=None if verdict.state is State.QUEUED else now,
-        )
+        known = engine.board[dispatch.id]
+        changes: dict[str, Any] = {
+            "state": verdict.state,
+            "reason": verdict.reason,
+            "detail": verdict.detail,
+            "ended_at": None if verdict.state is State.QUEUED else now,
+        }
+        if error is not None and verdict.state is State.FAILED:
+            changes |= fallback.unusable(engine, known, error, now) or {}
+        ended_so = Ending(verdict.state, verdict.reason, verdict.detail, Outcome())
+        controls = engine.pools.ended(known, ended_so, now, engine.core.settings.dispatch.breaker)
+        await engine.update(known, attempt=ended, controls=controls, **changes)
 
     await surely(engine, dispatch, write)
+    engine.pools.never_started(attempt.pool, attempt.id)
     await asyncio.to_thread(_remove_spool, live.directory)
     Path(paths.attempt_socket(engine.core.home, attempt.id)).unlink(missing_ok=True)
     await engine.forget_environment(dispatch.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from coreagent.dispatch.queue import Queue
 from coreagent.models.dispatch import ACTIVE, Dispatch, State
 
 
@@ -15,22 +16,24 @@ class Board(dict[str, Dispatch]):
     """A dictionary that is written by `board[id] = dispatch` and `board.pop(id, None)`, and in no other way."""
 
     def __init__(self, dispatches: Iterable[Dispatch] = ()) -> None:
-        super().__init__()
-        self.queued: dict[str, Dispatch] = {}
-        self.active: dict[str, Dispatch] = {}
+        known = {d.id: d for d in dispatches}
+        super().__init__(known)
+        self.queued = Queue(d for d in known.values() if d.state is State.QUEUED)
+        self.active: dict[str, Dispatch] = {d.id: d for d in known.values() if d.state in ACTIVE}
         """Those that hold a slot."""
-        for dispatch in dispatches:
-            self[dispatch.id] = dispatch
 
     def __setitem__(self, key: str, dispatch: Dispatch) -> None:
         super().__setitem__(key, dispatch)
-        for group, belongs in ((self.queued, dispatch.state is State.QUEUED), (self.active, dispatch.state in ACTIVE)):
-            if belongs:
-                group[key] = dispatch
-            else:
-                group.pop(key, None)
+        if dispatch.state is State.QUEUED:
+            self.queued.put(dispatch)
+        else:
+            self.queued.drop(key)
+        if dispatch.state in ACTIVE:
+            self.active[key] = dispatch
+        else:
+            self.active.pop(key, None)
 
     def pop(self, key: str, default: Dispatch | None = None) -> Dispatch | None:  # type: ignore[override]
-        self.queued.pop(key, None)
+        self.queued.drop(key)
         self.active.pop(key, None)
         return super().pop(key, default)

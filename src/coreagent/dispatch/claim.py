@@ -1,66 +1,193 @@
 """Which queued dispatch may start next. The one place where limits hold (field notes 4.2: a cap enforced elsewhere
 is bypassed). Pure: the engine gives the facts and acts on the answer.
+
+What stops everything is asked first, then what stops a pool, then a lane (one runner, model and repository), then one
+task, so that a full pool with ten thousand tasks costs one look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from coreagent.models.dispatch import Dispatch, State
+from coreagent.config import PoolLimit, RateSettings
+from coreagent.dispatch import admission, limits, pacing
+from coreagent.dispatch.breaker import Breaker
+from coreagent.dispatch.limits import Obstacle, Starts
+from coreagent.dispatch.park import Park
+from coreagent.dispatch.queue import HELD, Lane, Queue, lane_of
+from coreagent.models.dispatch import Dispatch
+from coreagent.plural import plural
+
+MEMORY_LOOK = timedelta(seconds=5)
+"""No event tells that memory has become free."""
+
+
+def _unknown() -> int | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a claim is decided from."""
+    """What a claim is decided from. Pools, runners and repositories that are not named have no limit."""
 
     now: datetime
-    limits: Mapping[str, int]
-    """Pool -> most attempts at once, 0 = unlimited; pools not named are unlimited."""
-    running: Mapping[str, int]
+    limits: Mapping[str, PoolLimit] = field(default_factory=dict)
+    rates: Mapping[str, RateSettings] = field(default_factory=dict)
+    running: Mapping[str, int] = field(default_factory=dict)
     """Pool -> slots held: preparing and running."""
+    models: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(pool, name of a cap) -> slots held under that cap."""
+    repos: Mapping[str, int] = field(default_factory=dict)
+    """org/repo -> slots held."""
+    starts: Mapping[str, Starts] = field(default_factory=dict)
+    parks: Mapping[str, Park] = field(default_factory=dict)
+    breakers: Mapping[str, Breaker] = field(default_factory=dict)
+    windows: Mapping[str, list[pacing.Window]] = field(default_factory=dict)
+    pace_target: float = 0.95
+    """Share of a provider's window that may be used by its reset; 0 paces nothing."""
+    starting: int = 0
+    """Agents of real CLIs that were claimed and have not said a word yet."""
+    starting_most: int = 0
+    """0 is unlimited."""
+    free_memory: Callable[[], int | None] = _unknown
+    memory_reserve: int = 0
+    """Bytes that stay free."""
+    memory_promised: int = 0
+    """Bytes that agents that are starting have not taken yet."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Runner -> bytes its agents were seen to take."""
     frozen: bool = False
-    frozen_pools: frozenset[str] = field(default_factory=frozenset)
+    frozen_pools: Collection[str] = frozenset()
     draining: bool = False
     held: str = ""
     """Why nothing may start at all, when it is neither frozen nor draining: `settings`."""
 
 
-def order(queued: Iterable[Dispatch]) -> list[Dispatch]:
-    """Queue order: priority first, first in first out within it."""
-    return sorted(queued, key=_rank)
+def cap_of(model: str, limit: PoolLimit) -> str:
+    """The per-model cap that holds for a model: the longest name that it is or contains; "" none."""
+    return max(
+        (name for name in limit.models if name and name in model), key=lambda name: (len(name), name), default=""
+    )
 
 
-def _rank(d: Dispatch) -> tuple[int, datetime, str]:
-    return -d.priority, d.queued_at, d.id
+def obstacle(dispatch: Dispatch, queue: Queue, facts: Facts) -> Obstacle | None:
+    """Why `dispatch` may not start now; None when only its turn has not come."""
+    own = _own(dispatch, facts)
+    if own is not None and dispatch.waiting_for in HELD:
+        return own
+    found = _everything(facts) or of_pool(dispatch.pool, queue.waiting(dispatch.pool), facts)
+    # A task that waits for a rate limit says so, not that its pool is parked for the same reason.
+    if own is not None and (found is None or found.word == "parked"):
+        return own
+    return found or _lane(lane_of(dispatch), facts)
 
 
-def obstacle(dispatch: Dispatch, facts: Facts) -> str:
-    """Return why `dispatch` may not start now, "" when it may: one of the words of `waiting_for`."""
+def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Dispatch | None:
+    """The dispatch to claim now, or None. Those whose id is in `arriving` are not durable yet."""
+    if _everything(facts):
+        return None
+    queue.wake(facts.now)
+    chosen: tuple[float, str] | None = None
+    for pool, lanes in queue.pools.items():
+        if of_pool(pool, queue.waiting(pool), facts):
+            continue
+        for lane, keys in lanes.items():
+            if (chosen is not None and keys[0] > chosen) or _lane(lane, facts):
+                continue
+            for key in keys:
+                if chosen is not None and key > chosen:
+                    break
+                if key[1] not in arriving and not _own(queue[key[1]], facts):
+                    chosen = key
+                    break
+    return queue[chosen[1]] if chosen else None
+
+
+def next_time(queue: Queue, facts: Facts) -> datetime | None:
+    """The earliest moment at which time alone may let something start, for the engine's one timer."""
+    times: list[datetime | None] = [queue.next_time()]
+    for pool, lanes in queue.pools.items():
+        stopped = of_pool(pool, queue.waiting(pool), facts)
+        if stopped is not None:
+            times.append(stopped.until)
+            continue
+        times += [waits.until for lane in lanes if (waits := _lane(lane, facts)) is not None]
+    return min((at for at in times if at is not None and at > facts.now), default=None)
+
+
+def _everything(facts: Facts) -> Obstacle | None:
     if facts.draining:
-        return "shutdown"
+        return Obstacle("shutdown")
     if facts.held:
-        return facts.held
-    if facts.frozen:
-        return "frozen"
-    if dispatch.pool in facts.frozen_pools:
-        return "frozen_pool"
+        return Obstacle(facts.held)
+    return Obstacle("frozen") if facts.frozen else None
+
+
+def of_pool(pool: str, waiting: int, facts: Facts) -> Obstacle | None:
+    """What holds up a whole pool in which so many tasks wait; None when nothing does."""
+    if pool in facts.frozen_pools:
+        return Obstacle("frozen_pool")
+    running = facts.running.get(pool, 0)
+    park = facts.parks.get(pool)
+    if park is not None:
+        if park.until > facts.now:
+            return Obstacle("parked", park.until, park.detail or park.why.replace("_", " "))
+        if park.why == "outage" and running:
+            return Obstacle("parked", None, "after an outage one turn is tried first")
+    limit = facts.limits.get(pool)
+    if limit is not None and limit.total and running >= limit.total:
+        return Obstacle("slot", None, f"{running} of {limit.total} in use")
+    starts = facts.starts.get(pool)
+    if starts is None:
+        return None
+    rate = facts.rates.get(pool)
+    found = limits.rate_obstacle(facts.now, rate, starts) if rate is not None else None
+    if found is None and facts.pace_target and pool in facts.windows:
+        found = pacing.pace_obstacle(facts.windows[pool], facts.now, starts, waiting, facts.pace_target)
+    return found
+
+
+def _lane(lane: Lane, facts: Facts) -> Obstacle | None:
+    pool, runner, model, repo = lane
+    limit = facts.limits.get(pool)
+    if limit is not None and limit.models:
+        cap = cap_of(model, limit)
+        most, held = limit.models.get(cap, 0), facts.models.get((pool, cap), 0)
+        if most and held >= most:
+            return Obstacle("model_slot", None, f"{held} of {most} for {cap} in use")
+    breaker = facts.breakers.get(repo)
+    if breaker is not None and breaker.tripped:
+        if breaker.open_at(facts.now):
+            return Obstacle(
+                "breaker", breaker.until, f"{plural(breaker.failures, 'failure')} in a row in {repo}: {breaker.last}"
+            )
+        if facts.repos.get(repo, 0):
+            return Obstacle("breaker", None, f"one task of {repo} is tried first")
+    return _machine(runner, facts)
+
+
+def _own(dispatch: Dispatch, facts: Facts) -> Obstacle | None:
+    if dispatch.waiting_for in HELD:
+        return Obstacle(dispatch.waiting_for)
     if dispatch.waiting_until is not None and dispatch.waiting_until > facts.now:
-        return dispatch.waiting_for or "time"
-    limit = facts.limits.get(dispatch.pool, 0)
-    if limit and facts.running.get(dispatch.pool, 0) >= limit:
-        return "slot"
-    return ""
+        return Obstacle(dispatch.waiting_for or "time", dispatch.waiting_until)
+    return None
 
 
-def next_claim(queued: Iterable[Dispatch], facts: Facts) -> Dispatch | None:
-    """The dispatch to claim now, or None."""
-    free = (d for d in queued if d.state is State.QUEUED and not obstacle(d, facts))
-    return min(free, key=_rank, default=None)
-
-
-def next_time(queued: Iterable[Dispatch], now: datetime) -> datetime | None:
-    """The earliest future moment at which a waiting dispatch may become claimable, for the engine's one timer."""
-    times = [d.waiting_until for d in queued if d.waiting_until is not None and d.waiting_until > now]
-    return min(times, default=None)
+def _machine(runner: str, facts: Facts) -> Obstacle | None:
+    needed = admission.needed(runner, facts.sizes)
+    if not needed:
+        return None
+    if facts.starting_most and facts.starting >= facts.starting_most:
+        return Obstacle("starting", None, plural(facts.starting, "agent is starting", "agents are starting"))
+    free = facts.free_memory()
+    if free is None or free - facts.memory_promised - facts.memory_reserve >= needed:
+        return None
+    mib = admission.MEBI
+    return Obstacle(
+        "memory",
+        facts.now + MEMORY_LOOK,
+        f"{runner} takes about {needed // mib} MiB, {max(0, free) // mib} MiB are free",
+    )

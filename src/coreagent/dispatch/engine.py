@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from coreagent import config, events, paths
+from coreagent import events, paths
 from coreagent.core import Core
+from coreagent.dispatch import admission, claim, cleanup, environment, fallback, names, recovery, trust
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import claim, cleanup, environment, names, recovery, trust
 from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
+from coreagent.dispatch.pools import KEPT, Pools
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
 from coreagent.models.dispatch import ACTIVE, RESTING, Attempt, Dispatch, Event, Repo, State, check_move
@@ -65,6 +67,8 @@ class Engine:
         """The last attempt of each dispatch on the board, by dispatch id."""
         self.repos: dict[tuple[str, str], Repo] = {}
         self.controls: dict[str, Any] = {}
+        self.pools = Pools()
+        self.free_memory = admission.free_memory
         self.live: dict[str, LiveAttempt] = {}
         """Attempts that this daemon follows, by dispatch id."""
         self.bases: dict[str, Base] = {}
@@ -101,6 +105,7 @@ class Engine:
         self.attempts = {key: a for key, a in snapshot.attempts.items() if key in self.board}
         self.repos = {(r.org, r.name): r for r in snapshot.repos}
         self.controls = dict(snapshot.controls)
+        self.pools.load(self.controls, await self.core.store.starts(self.core.now() - KEPT))
         self._seq = snapshot.last_seq
 
     @property
@@ -114,9 +119,12 @@ class Engine:
         *messages: events.Message,
         attempt: Attempt | None = None,
         extra: Sequence[Any] = (),
+        controls: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Dispatch:
         """Change one dispatch and tell of it, durably: the only place where state moves.
+
+        `controls` are written in the same transaction and hold from then on.
 
         Raises: illegal_move; workspace_gone; store errors, after which the board is as before.
         """
@@ -130,7 +138,7 @@ class Engine:
         since = now if state is not old.state or old.state_since is None else old.state_since
         new = old.model_copy(update={**changes, "changed_at": now, "state_since": since})
         told = [self._event(new, m) for m in (*messages, self._moved(new))]
-        batch: list[Any] = [SaveDispatch(new), *(SaveEvent(e) for e in told), *extra]
+        batch: list[Any] = [SaveDispatch(new), *(SaveEvent(e) for e in told), *extra, *_saved(controls or {})]
         if attempt is not None:
             batch.append(SaveAttempt(attempt))
         previous_attempt = self.attempts.get(new.id)
@@ -141,6 +149,7 @@ class Engine:
             if self.board.get(new.id, new) is new:
                 self._restore(old, previous_attempt)
             raise
+        self._apply(controls or {})
         self._tell(saved)
         if old.state in ACTIVE and new.state not in ACTIVE:
             self.poke()  # a slot is free
@@ -188,13 +197,20 @@ class Engine:
         told = [self._event(dispatch, m) for m in messages]
         self._tell(await self.core.store.commit(*(SaveEvent(e) for e in told)))
 
-    async def set_control(self, key: str, value: str) -> None:
-        await self.core.store.commit(SetControl(key, value or None))
-        if value:
-            self.controls[key] = value
-        else:
-            self.controls.pop(key, None)
-        self.poke()
+    async def set_controls(self, controls: Mapping[str, Any]) -> None:
+        """Write controls that hold from now on; None and "" take one away."""
+        if controls:
+            await self.core.store.commit(*_saved(controls))
+            self._apply(controls)
+            self.poke()
+
+    def _apply(self, controls: Mapping[str, Any]) -> None:
+        for key, value in controls.items():
+            if value in (None, ""):
+                self.controls.pop(key, None)
+            else:
+                self.controls[key] = value
+        self.pools.apply(controls)
 
     def find(self, text: str) -> Dispatch:
         """The open dispatch that `text` names (names.find)."""
@@ -271,17 +287,40 @@ class Engine:
         return Counter(d.pool for d in self.board.active.values())
 
     def facts(self) -> claim.Facts:
-        frozen = frozenset(k.removeprefix("frozen:") for k in self.controls if k.startswith("frozen:"))
-        pools = {d.pool for d in self.board.queued.values()}
+        settings, active = self.core.settings, list(self.board.active.values())
+        limits = settings.concurrency
+        held = [(d.pool, claim.cap_of(d.model, limits[d.pool])) for d in active if d.pool in limits]
+        starting = [d.runner for d in active if self._is_starting(d)]
         return claim.Facts(
             now=self.core.now(),
-            limits={pool: config.limit_of(pool, self.core.settings) for pool in pools},
+            limits=limits,
+            rates=settings.rates,
             running=self.running(),
+            models=Counter(held),
+            repos=Counter(f"{d.org}/{d.repo}" for d in active),
+            starts=self.pools.starts,
+            parks=self.pools.parks,
+            breakers=self.pools.breakers,
+            windows=self.pools.windows,
+            pace_target=settings.dispatch.pace_target,
+            starting=len(starting),
+            starting_most=admission.starting_most(settings.dispatch.starting),
+            free_memory=functools.cache(self.free_memory),
+            memory_reserve=settings.dispatch.memory_reserve_mib * admission.MEBI,
+            memory_promised=sum(admission.needed(runner, self.pools.sizes) for runner in starting),
+            sizes=self.pools.sizes,
             frozen="frozen" in self.controls,
-            frozen_pools=frozen,
+            frozen_pools=frozenset(k.removeprefix("frozen:") for k in self.controls if k.startswith("frozen:")),
             draining=self.draining or self.stopping,
             held="settings" if self.core.settings_error is not None else "",
         )
+
+    def _is_starting(self, dispatch: Dispatch) -> bool:
+        """Whether it holds a slot of a real CLI that has not said a word yet."""
+        if dispatch.runner not in admission.FIRST_GUESS:
+            return False
+        live = self.live.get(dispatch.id)
+        return live is None or not live.settled_in
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -300,6 +339,7 @@ class Engine:
             self._poke.clear()
             try:
                 await self._tell_limits()
+                await self._go_around_parks()
                 while await self._claim_one():
                     pass
             except CoreAgentError as error:
@@ -311,7 +351,7 @@ class Engine:
                 await asyncio.sleep(1)
                 self.poke()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), self._until_next(self.core.now()))
+                await asyncio.wait_for(self._poke.wait(), self._until_next())
 
     async def _tell_limits(self) -> None:
         """Put the configured totals where the contract's `concurrency` group shows them."""
@@ -322,14 +362,26 @@ class Engine:
                 await self.core.store.commit(SetControl(key, totals.get(key)))
         self.controls = {k: v for k, v in self.controls.items() if k not in known} | totals
 
-    def _until_next(self, now: datetime) -> float | None:
-        when = claim.next_time(self.board.queued.values(), now)
+    async def _go_around_parks(self) -> None:
+        """Hand what waits for a parked pool to the next agent of its list."""
+        now = self.core.now()
+        parked = [pool for pool, park in self.pools.parks.items() if park.until > now]
+        for dispatch_id in [i for pool in parked for i in self.board.queued.flexible.get(pool, ())]:
+            waiting = self.board.get(dispatch_id)
+            if waiting is None or waiting.state is not State.QUEUED or dispatch_id in self.arriving:
+                continue
+            changes = fallback.around_park(self, waiting, now)
+            if changes is not None:
+                await self.update(waiting, **changes)
+
+    def _until_next(self) -> float | None:
+        facts = self.facts()
+        when = claim.next_time(self.board.queued, facts)
         # Looked at again now and then: the clock of the wait does not count the sleep of a machine, nor a clock set.
-        return None if when is None else min(max(0.0, (when - now).total_seconds()), CLOCK_LOOK_S)
+        return None if when is None else min(max(0.0, (when - facts.now).total_seconds()), CLOCK_LOOK_S)
 
     async def _claim_one(self) -> bool:
-        durable = (d for d in self.board.queued.values() if d.id not in self.arriving)
-        chosen = claim.next_claim(durable, self.facts())
+        chosen = claim.next_claim(self.board.queued, self.facts(), self.arriving)
         if chosen is None:
             return False
         attempt = Attempt(
@@ -340,18 +392,25 @@ class Engine:
             prompt=chosen.next_prompt,
             resume_session=chosen.session_id if chosen.next_kind == "resume" else "",
             session_id=str(uuid.uuid4()),
+            agent=chosen.agent,
+            pool=chosen.pool,
             claimed_at=self.core.now(),
         )
         self.core.crash_point("before-claim")
-        claimed = await self.update(
-            chosen,
-            attempt=attempt,
-            state=State.PREPARING,
-            attempts=attempt.n,
-            attempt_id=attempt.id,
-            waiting_for="",
-            waiting_until=None,
-        )
+        self.pools.started(chosen.pool, attempt.claimed_at, attempt.id)
+        try:
+            claimed = await self.update(
+                chosen,
+                attempt=attempt,
+                state=State.PREPARING,
+                attempts=attempt.n,
+                attempt_id=attempt.id,
+                waiting_for="",
+                waiting_until=None,
+            )
+        except BaseException:
+            self.pools.never_started(chosen.pool, attempt.id)
+            raise
         self.core.crash_point("after-claim")
         self.watch_over(claimed, attempts_of_work.run(self, claimed, attempt))
         return True
@@ -406,3 +465,7 @@ class Engine:
 
     def busy(self) -> Iterable[Dispatch]:
         return list(self.board.active.values())
+
+
+def _saved(controls: Mapping[str, Any]) -> list[SetControl]:
+    return [SetControl(key, None if value == "" else value) for key, value in controls.items()]

@@ -15,13 +15,13 @@ from coreagent import config, paths, runners
 from coreagent.capability import Caller
 from coreagent.content import library
 from coreagent.dispatch import environment, launch, names, trust
+from coreagent.dispatch.choice import Choice, agents_of, choose
 from coreagent.errors import CoreAgentError
 from coreagent.git import ref as refs
 from coreagent.git.inspect import Base, inspect
 from coreagent.git.inspect import resolve as resolve_ref
 from coreagent.models.dispatch import Dispatch, Fate, Options, Repo, State
 from coreagent.plural import plural
-from coreagent.runners.base import Found
 from coreagent.store.change import SaveRepo
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     repo = register(engine, base, request.org, request.repo)
     known = [r.path for r in engine.repos.values()]
     looked = await asyncio.to_thread(_look, core, caller, request, base, repo, known)
-    applied, options, chosen = looked.applied, looked.options, looked.chosen
+    applied, options, chosen = looked.applied, looked.options, looked.choice.chosen
     engine.common_dirs.update(looked.traces.common_dirs)
     now = core.now()
     made = Dispatch(
@@ -73,7 +73,8 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         base_ref=base.ref if base.kind != "detached" else "",
         base_sha=base.sha,
         task=task,
-        agent=looked.agent,
+        agent=looked.choice.agent,
+        tried=looked.choice.tried,
         runner=chosen.runner,
         model=chosen.model,
         identity=chosen.identity,
@@ -97,8 +98,7 @@ class _Looked:
 
     applied: trust.Applied
     options: Options
-    agent: str
-    chosen: config.Chosen
+    choice: Choice
     traces: Traces
 
 
@@ -109,25 +109,27 @@ def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, 
     if applied.problem is not None:
         raise applied.problem
     settings, options = applied.settings, request.options
-    agent = request.agent or settings.dispatch.default_agent
-    if agent.removeprefix("command:") in applied.commands_skipped - settings.commands.keys():
-        raise CoreAgentError(
-            "consent_needed",
-            f"{agent} is a command of the repository's own, and nobody trusted it as it is",
-            hint="`core-agent repo trust` in its directory shows what it would run",
-        )
-    chosen = config.resolve_agent(agent, settings)
-    runner = runners.load(chosen.runner)
-    own = launch.runner_settings(core, chosen.runner)
-    if options.script and chosen.runner != "scripted":
+    asked = request.agent or settings.dispatch.default_agent
+    for agent in agents_of(asked):
+        if agent.removeprefix("command:") in applied.commands_skipped - settings.commands.keys():
+            raise CoreAgentError(
+                "consent_needed",
+                f"{agent} is a command of the repository's own, and nobody trusted it as it is",
+                hint="`core-agent repo trust` in its directory shows what it would run",
+            )
+    choice = choose(core, caller, asked, settings, by_default=not request.agent)
+    runner = runners.load(choice.chosen.runner)
+    own = launch.runner_settings(core, choice.chosen.runner)
+    if options.script and choice.chosen.runner != "scripted":
         raise CoreAgentError(
             "conflicting_options",
-            f"a script is for the agent `scripted`, and {agent} would not read it",
+            f"a script is for the agent `scripted`, and {choice.agent} would not read it",
             hint="--agent scripted plays it; leave --script out for another agent",
         )
     options = options.model_copy(update={"template": options.template or settings.dispatch.default_template})
     check_content(core.home, options)
-    options = options.model_copy(update={"permissions": options.permissions or own.permissions})
+    given = {"permissions": options.permissions or own.permissions, "agents": choice.agents}
+    options = options.model_copy(update=given)
     if options.permissions == "bypass" and runner.name not in ("command", "scripted") and not repo.bypass_consent:
         raise CoreAgentError(
             "consent_needed",
@@ -136,34 +138,7 @@ def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, 
             hint="agree once with `core-agent repo trust --bypass` in its directory, or use --permissions edits",
             data={"repo": str(base.top)},
         )
-    found = runner.find(caller.env or core.env, own)
-    if found.problem and not request.agent and chosen.runner in runners.REAL:
-        raise _nobody(core, caller, agent, found)
-    if chosen.runner != "command":
-        found.require()
-    login = runner.login(caller.env or core.env, own)
-    if login.state == "no":
-        raise CoreAgentError("not_logged_in", f"{chosen.runner} is not logged in", cause=login.how, hint=login.hint)
-    return _Looked(applied, options, agent, chosen, find_traces(core.home, repo, known))
-
-
-def _nobody(core: Core, caller: Caller, agent: str, found: Found) -> CoreAgentError:
-    """The default agent cannot be used: say which others can, and what to install when there is none. Blocking."""
-    env, ready = caller.env or core.env, []
-    for name in runners.REAL:
-        own = launch.runner_settings(core, name)
-        runner = runners.load(name)
-        if not runner.find(env, own).problem and runner.login(env, own).state != "no":
-            ready.append(name)
-    others = f"ready here: {', '.join(ready)}" if ready else f"none of {', '.join(runners.REAL)} is ready here"
-    instead = f"use another: --agent {ready[0]}; or " if ready else ""
-    return CoreAgentError(
-        found.problem,
-        f"the default agent is {agent}, and {found.message}",
-        cause=others,
-        hint=f"{instead}{found.hint}; `core-agent agents` shows all",
-        data={"ready": ready},
-    )
+    return _Looked(applied, options, choice, find_traces(core.home, repo, known))
 
 
 def check_task(task: str, options: Options) -> None:
@@ -430,7 +405,7 @@ async def _queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base,
     key = (repo.org, repo.name)
     new_repo = key not in engine.repos
     engine.repos.setdefault(key, repo)
-    env = launch.allowed_environment(core, caller, dispatch.runner)
+    env = launch.kept_environment(core, caller, dispatch)
     changes: dict[str, Any] = {"state": State.PAUSED, "detail": "not started; `resume` starts it"} if held else {}
     extra = [SaveRepo(repo)] if new_repo else []
     try:

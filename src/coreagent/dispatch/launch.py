@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreagent import paths, runners
+from coreagent import config, paths, runners
 from coreagent.capability import Caller
 from coreagent.config import RunnerSettings
 from coreagent.dispatch import environment
@@ -128,14 +130,26 @@ def environment_of(core: Core, dispatch: Dispatch) -> dict[str, str]:
     """The environment its person had; without one (a home restored from a copy) the same part of the daemon's."""
     saved = environment.load(core.home, dispatch.id)
     if saved is not None:
-        return saved
+        return _allow(core, saved, dispatch.runner)  # of a list of agents, each sees what is its own
     return allowed_environment(core, Caller(), dispatch.runner)
 
 
 def allowed_environment(core: Core, caller: Caller, runner: str) -> dict[str, str]:
     """What of the caller's environment may travel to this runner's agent; who has none of its own has the daemon's."""
-    own = runner_settings(core, runner)
-    return allow(caller.env or core.env, runners.load(runner), own, core.settings.env.allow)
+    return _allow(core, caller.env or core.env, runner)
+
+
+def kept_environment(core: Core, caller: Caller, dispatch: Dispatch) -> dict[str, str]:
+    """What of the caller's environment is kept with a task: what any agent of its list may see."""
+    kept = allowed_environment(core, caller, dispatch.runner)
+    for text in dispatch.options.agents:
+        with contextlib.suppress(CoreAgentError):  # the settings have changed since
+            kept |= allowed_environment(core, caller, config.resolve_agent(text, core.settings).runner)
+    return kept
+
+
+def _allow(core: Core, env: Mapping[str, str], runner: str) -> dict[str, str]:
+    return allow(env, runners.load(runner), runner_settings(core, runner), core.settings.env.allow)
 
 
 def preview(core: Core, caller: Caller, dispatch: Dispatch, prompt: str) -> Plan:

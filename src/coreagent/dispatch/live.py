@@ -27,6 +27,8 @@ LINE_MAX = 32 << 20
 NEWEST = 64
 STDERR_TAIL = 16 << 10
 PROGRESS_INTERVAL_S = 0.1
+STARTING_MOST_S = 10.0
+"""An agent that says nothing for so long after its start does not hold up the next one."""
 
 
 class OutputReader:
@@ -87,6 +89,9 @@ class LiveAttempt:
         """There is, or was, something to read."""
         self._told = 0.0
         self._reading: asyncio.Task[None] | None = None
+        self.settled_in = False
+        """It has said something, or long enough has passed: it is not starting up any more."""
+        self._windows: dict[str, tuple[float, float]] = {}
 
     @property
     def outcome(self) -> Outcome:
@@ -97,11 +102,13 @@ class LiveAttempt:
         self.shim = shim
         shim.on_output(self._grown)
         self._reading = asyncio.create_task(self._read_along())
+        starting = asyncio.get_running_loop().call_later(STARTING_MOST_S, self._settle_in)
         try:
             if self.stop_requested:
                 await shim.cancel(self.stop_requested, self._grace_s)
             ended = await shim.wait()
         finally:
+            starting.cancel()
             self._reading.cancel()
         await asyncio.wait([self._reading])
         if self._said:
@@ -118,7 +125,23 @@ class LiveAttempt:
             await self._more.wait()
             self._more.clear()
             found = await asyncio.shield(asyncio.to_thread(self._reader.read))
+            if found:
+                self._settle_in()
+            await self._report()
             self._tell(found)
+
+    def _settle_in(self) -> None:
+        if not self.settled_in:
+            self.settled_in = True
+            self._engine.poke()  # the next one may start
+
+    async def _report(self) -> None:
+        """Hand on what the stream told of its provider's windows."""
+        windows = self.outcome.windows
+        if windows != self._windows:
+            self._windows = dict(windows)
+            engine = self._engine
+            await engine.set_controls(engine.pools.reported(self.attempt.pool, windows, engine.core.now()))
 
     def _tell(self, found: list[AgentEvent]) -> None:
         """Publish progress for those who watch; never stored. Says the newest few of a flood."""

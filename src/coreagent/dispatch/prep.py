@@ -51,6 +51,8 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
             # The daemon died between the mark and the row, and no agent was here yet.
             start = json.loads(await asyncio.to_thread(read_plain, place.prepared))["start"]
             return await engine.update(dispatch, start_sha=start)
+        if dispatch.tried:
+            await asyncio.to_thread(_add_context, place, runners.load(dispatch.runner).context_file)
         return dispatch
     made, base = new
     note = ""
@@ -153,6 +155,13 @@ def _write_files(place: Layout, text: str, context_file: str) -> None:
     for name in dict.fromkeys(("CODEX.md", context_file)):
         if name:
             (place.root / name).write_text(note)
+
+
+def _add_context(place: Layout, context_file: str) -> None:
+    """Another agent than the one it was made for goes on here, and looks for a file of its own."""
+    target = place.root / context_file
+    if context_file and not target.exists():
+        target.write_text((place.root / "CODEX.md").read_text())
 
 
 def _mark_prepared(core: Core, place: Layout, dispatch: Dispatch, made: git_checkout.Checkout) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, environment
+from coreagent.dispatch import cleanup, ending, environment
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -83,7 +83,7 @@ async def _recover(engine: Engine, dispatch: Dispatch) -> None:
     shim = attempts.adopt(directory, attempt.shim_pid, attempt.shim_start) or attempts.Shim(
         str(directory), attempt.shim_pid, attempt.shim_start, child=False
     )
-    parser = runner.parser(*attempts_of_work.session_totals(dispatch, attempt))
+    parser = runner.parser(*ending.session_totals(dispatch, attempt))
     live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
     engine.live[dispatch.id] = live
     engine.watch_over(dispatch, attempts_of_work.follow(engine, dispatch, attempt, live, shim))
@@ -94,6 +94,7 @@ async def _requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, directo
     await asyncio.to_thread(attempts.sweep, attempt.id)  # a setup hook may have outlived its daemon
     ended = attempt.model_copy(update={"ended_at": engine.core.now()})
     await engine.update(dispatch, attempt=ended, state=State.QUEUED, waiting_for="restart")
+    engine.pools.never_started(attempt.pool, attempt.id)
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
     Path(paths.attempt_socket(engine.core.home, attempt.id)).unlink(missing_ok=True)
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from coreagent import config
-from coreagent.dispatch import claim
+from coreagent.dispatch import claim, limits
+from coreagent.dispatch.limits import Obstacle, Starts
 from coreagent.dispatch.workspace import layout
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, State
-from coreagent.models.report import Counts, PoolRow, QueueReport, QueueRow, StatusReport, WorkspaceRow
+from coreagent.models.report import (
+    Counts,
+    ModelCap,
+    PoolRow,
+    QueueReport,
+    QueueRow,
+    StatusReport,
+    WindowRow,
+    WorkspaceRow,
+)
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -29,8 +39,8 @@ def needs_me(dispatch: Dispatch) -> bool:
     )
 
 
-def row(engine: Engine, dispatch: Dispatch, waiting_for: str | None = None) -> WorkspaceRow:
-    """One line of `status`."""
+def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) -> WorkspaceRow:
+    """One line of `status`; `obstacle` is what holds a waiting one up."""
     live = engine.live.get(dispatch.id)
     outcome = live.outcome if live else None
     attempt = engine.attempts.get(dispatch.id)
@@ -46,9 +56,9 @@ def row(engine: Engine, dispatch: Dispatch, waiting_for: str | None = None) -> W
         reason=dispatch.reason,
         stage=dispatch.stage,
         fate=dispatch.fate,
-        waiting_until=dispatch.waiting_until,
-        waiting_for=dispatch.waiting_for if waiting_for is None else waiting_for,
-        detail=dispatch.detail,
+        waiting_until=obstacle.until if obstacle else dispatch.waiting_until,
+        waiting_for=obstacle.word if obstacle else dispatch.waiting_for,
+        detail=dispatch.detail or (obstacle.detail if obstacle else ""),
         question=dispatch.question,
         needs_me=needs_me(dispatch),
         agent=dispatch.agent,
@@ -91,27 +101,54 @@ def report(engine: Engine, everything: bool = False) -> StatusReport:
         d for d in engine.board.values() if everything or d.state in ACTIVE or d.state is State.QUEUED or needs_me(d)
     ]
     shown.sort(key=lambda d: (d.created_at, d.id))
-    rows = [
-        row(engine, d, claim.obstacle(d, facts) or d.waiting_for if d.state is State.QUEUED else None) for d in shown
-    ]
+    rows = [row(engine, d, held_up(engine, d, facts)) for d in shown]
     said = [*warnings(engine), *dict.fromkeys(d.settings_note for d in shown if d.settings_note)]
     return StatusReport(counts=Counts(**counted), workspaces=rows, pools=pools(engine), warnings=said)
 
 
+def held_up(engine: Engine, dispatch: Dispatch, facts: claim.Facts) -> Obstacle | None:
+    """Why a queued dispatch does not start now; None when it is not queued or about to start."""
+    return claim.obstacle(dispatch, engine.board.queued, facts) if dispatch.state is State.QUEUED else None
+
+
 def pools(engine: Engine) -> list[PoolRow]:
-    facts = engine.facts()
-    queued = Counter(d.pool for d in engine.board.queued.values())
-    names = {*queued, *facts.running, *engine.core.settings.concurrency}
-    return [
-        PoolRow(
-            pool=name,
-            running=facts.running.get(name, 0),
-            limit=config.limit_of(name, engine.core.settings),
-            queued=queued.get(name, 0),
-            frozen=facts.frozen or name in facts.frozen_pools,
-        )
-        for name in sorted(names)
-    ]
+    """What holds for each pool now, and what of its limits is used up."""
+    facts, queue = engine.facts(), engine.board.queued
+    settings = engine.core.settings
+    names = {*queue.pools, *facts.running, *settings.concurrency, *settings.rates, *facts.parks}
+    return [_pool(engine, name, facts) for name in sorted(names)]
+
+
+def _pool(engine: Engine, name: str, facts: claim.Facts) -> PoolRow:
+    settings = engine.core.settings
+    limit, rate, park = settings.concurrency.get(name), settings.rates.get(name), facts.parks.get(name)
+    starts = facts.starts.get(name, Starts())
+    waiting = engine.board.queued.waiting(name)
+    stopped = claim.of_pool(name, waiting, facts)
+    resets = limits.next_reset(facts.now, rate) if rate else None
+    return PoolRow(
+        pool=name,
+        running=facts.running.get(name, 0),
+        limit=limit.total if limit else 0,
+        queued=waiting,
+        frozen=facts.frozen or name in facts.frozen_pools,
+        parked_until=park.until if park and park.until > facts.now else None,
+        parked_for=park.why if park and park.until > facts.now else "",
+        models=[
+            ModelCap(model=model, running=facts.models.get((name, model), 0), limit=most)
+            for model, most in (sorted(limit.models.items()) if limit else [])
+        ],
+        today=starts.since(limits.day_start(facts.now, rate.reset_utc if rate else "00:00")),
+        daily_limit=rate.daily_limit if rate else 0,
+        resets_at=resets,
+        next_start=stopped.until if stopped else None,
+        held_by=stopped.word if stopped else "",
+        windows=[
+            WindowRow(kind=w.kind, used=w.used, resets_at=w.resets_at)
+            for w in facts.windows.get(name, [])
+            if w.resets_at > facts.now
+        ],
+    )
 
 
 def warnings(engine: Engine) -> list[str]:
@@ -128,12 +165,16 @@ def warnings(engine: Engine) -> list[str]:
     return said
 
 
-def queue_report(engine: Engine) -> QueueReport:
+def queue_report(engine: Engine, limit: int = 1000) -> QueueReport:
+    """What waits, soonest first; at most `limit` of it, since a queue may be long."""
     facts = engine.facts()
-    waiting = claim.order(engine.board.queued.values())
+    queue = engine.board.queued
+    shown = list(itertools.islice(queue, limit))
+    held = [claim.obstacle(d, queue, facts) for d in shown]
     return QueueReport(
         frozen=facts.frozen,
         frozen_pools=sorted(facts.frozen_pools),
+        total=len(queue),
         rows=[
             QueueRow(
                 position=position,
@@ -141,11 +182,11 @@ def queue_report(engine: Engine) -> QueueReport:
                 agent=d.agent,
                 pool=d.pool,
                 priority=d.priority,
-                waiting_for=claim.obstacle(d, facts) or d.waiting_for,
-                waiting_until=d.waiting_until,
+                waiting_for=obstacle.word if obstacle else d.waiting_for,
+                waiting_until=obstacle.until if obstacle else d.waiting_until,
                 queued_at=d.queued_at,
             )
-            for position, d in enumerate(waiting, 1)
+            for position, (d, obstacle) in enumerate(zip(shown, held, strict=True), 1)
         ],
     )
 

@@ -58,6 +58,8 @@ class Reason(StrEnum):
     PREP_FAILED = "prep_failed"
     SETUP_FAILED = "setup_failed"
     EVIDENCE = "evidence"
+    TURNS_ALONE = "turns_alone"
+    """It went on by itself too often without a person; `resume` lets it go on."""
 
 
 # A session that ended so must not be resumed: the next turn starts fresh in the same workspace.
@@ -135,6 +137,8 @@ class Outcome(BaseModel):
     last_text: str = ""
     denied_tools: list[str] = Field(default_factory=list)
     resets_at: float | None = None
+    windows: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """The provider's usage windows as last told: kind -> (share used, 0 to 1; reset in epoch seconds)."""
     events: int = 0
     unparsed: int = 0
     """Lines that were not of the protocol."""

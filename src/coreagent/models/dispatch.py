@@ -114,6 +114,24 @@ class Options(BaseModel):
     """Extra arguments for the runner's CLI; pinned flags are refused."""
     script: str = ""
     """For the `scripted` runner: the YAML text."""
+    agents: list[str] = Field(default_factory=list)
+    """All agents that may do it, in the order in which they are tried; empty when there is one."""
+    after: list[str] = Field(default_factory=list)
+    """Ids of dispatches that must have ended well before this one starts."""
+    batch: str = ""
+    """Id that the dispatches of one command share."""
+    escalate: bool = False
+    """The next agent of the list is tried too when the one before it changed nothing."""
+
+
+class Tried(BaseModel):
+    """An agent that a dispatch was taken from."""
+
+    model_config = ConfigDict(frozen=True)
+    agent: str
+    reason: str
+    """A `Reason`, the slug of the error of its launch, or `parked`."""
+    at: datetime
 
 
 class Attempt(BaseModel):
@@ -132,6 +150,9 @@ class Attempt(BaseModel):
     """The id a fresh session is asked to take, where the CLI lets us choose."""
     version: str = ""
     """The version of the program as it was when this attempt was executed; an update may come at any time."""
+    agent: str = ""
+    pool: str = ""
+    """Whose start this was: the agent of a dispatch may change from turn to turn."""
     claimed_at: datetime
     started_at: datetime | None = None
     """When the agent was executed (from the shim's record); None: it never was."""
@@ -187,13 +208,17 @@ class Dispatch(BaseModel):
     fate: Fate = Fate.OPEN
     waiting_until: datetime | None = None
     waiting_for: str = ""
-    """Why a queued dispatch waits: slot, frozen, rate_limit, restart, workspace."""
+    """Why a queued dispatch waits, as far as it is its own reason: rate_limit, after, restart, workspace."""
     session_id: str = ""
     next_prompt: str = ""
     """Set while queued by `resume`: what the next turn says."""
     next_kind: Literal["dispatch", "resume", "fresh"] = "dispatch"
     rate_limited: int = 0
-    """Rate limits in a row; the next wait when the provider names no reset depends on it."""
+    """Rate limits in a row."""
+    tried: list[Tried] = Field(default_factory=list)
+    """Agents that had it before the one that has it now."""
+    alone: int = 0
+    """Turns it was given by itself since a person last said something."""
     runs: int = 0
     """Attempts that came to an exec."""
     attempts: int = 0

@@ -89,6 +89,22 @@ class Counts(BaseModel):
     cancelled: int = 0
 
 
+class ModelCap(BaseModel):
+    model: str
+    running: int = 0
+    limit: int = 0
+
+
+class WindowRow(BaseModel):
+    """A provider's usage window as live runs reported it."""
+
+    kind: str
+    """`five_hour`, `seven_day`, ..."""
+    used: float
+    """Share, 0 to 1."""
+    resets_at: datetime
+
+
 class PoolRow(BaseModel):
     pool: str
     running: int = 0
@@ -97,6 +113,20 @@ class PoolRow(BaseModel):
     queued: int = 0
     frozen: bool = False
     parked_until: datetime | None = None
+    parked_for: str = ""
+    """`rate_limit` or `outage`."""
+    models: list[ModelCap] = Field(default_factory=list)
+    today: int = 0
+    """Starts since the daily reset."""
+    daily_limit: int = 0
+    """0 = unlimited."""
+    resets_at: datetime | None = None
+    """When the day of `daily_limit` begins anew."""
+    next_start: datetime | None = None
+    """When time alone lets the next one start; None: now, or an event tells."""
+    held_by: str = ""
+    """What holds the whole pool up: a word of `waiting_for`."""
+    windows: list[WindowRow] = Field(default_factory=list)
 
 
 class StatusReport(BaseModel):
@@ -223,6 +253,8 @@ class QueueRow(BaseModel):
 
 
 class QueueReport(BaseModel):
+    total: int = 0
+    """How many wait; `rows` holds the first of them."""
     frozen: bool = False
     frozen_pools: list[str] = Field(default_factory=list)
     rows: list[QueueRow] = Field(default_factory=list)

@@ -210,6 +210,7 @@ class ClaudeParser(Parser):
         return events
 
     def _rate_limit(self, info: dict[str, Any]) -> list[AgentEvent]:
+        self.outcome.windows |= windows_of(info, self._clock())
         # Only `status` counts: overageStatus is "rejected" on healthy runs as well.
         status = text_of(info.get("status"))
         if status not in ("rejected", "allowed_warning"):
@@ -354,3 +355,18 @@ def amount(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         return None
     return float(value)
+
+
+def windows_of(info: dict[str, Any], now: float) -> dict[str, tuple[float, float]]:
+    """The usage windows that a rate_limit_event tells of: kind -> (share used, reset in epoch seconds)."""
+    found: dict[str, tuple[float, float]] = {}
+    several = info.get("unifiedWindows")
+    named = several.items() if isinstance(several, dict) else ()
+    for kind, window in [*named, (info.get("rateLimitType"), info)]:
+        if not isinstance(window, dict) or not isinstance(kind, str) or not re.fullmatch(r"[a-z0-9_]{1,40}", kind):
+            continue
+        used, resets = window.get("utilization"), believable(window.get("resetsAt"), now)
+        if isinstance(used, int | float) and resets is not None:
+            # Given as a share by some versions and as a percentage by others.
+            found.setdefault(kind, (float(used) / 100 if used > 2 else float(used), resets))
+    return found

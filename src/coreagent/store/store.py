@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,6 +192,15 @@ class Store:
         """The last dispatches, newest first."""
         sql = reading.select("dispatches", "ORDER BY created_at DESC, id DESC LIMIT ?")
         return await self._models("dispatches", Dispatch, sql, [limit])
+
+    async def starts(self, since: datetime) -> list[tuple[str, datetime, str]]:
+        """(pool, when, attempt id) of every claim since then that came to an exec, or may still."""
+        sql = """
+            SELECT coalesce(nullif(json_extract_string(a.rest, '$.pool'), ''), d.pool) AS pool, a.claimed_at, a.id
+            FROM attempts a JOIN dispatches d ON d.id = a.dispatch_id
+            WHERE a.claimed_at >= ? AND (a.started_at IS NOT NULL OR a.ended_at IS NULL)"""
+        found = await self.query(sql, [since.astimezone(UTC).replace(tzinfo=None)])
+        return [(str(row["pool"]), row["claimed_at"], str(row["id"])) for row in found]
 
     async def attempts_of(self, dispatch_id: str) -> list[Attempt]:
         """All attempts of a dispatch, first to last."""

@@ -1,0 +1,103 @@
+"""Which agent goes on with a task when the one it was given to cannot: `--agent a,b,c`.
+
+The list is tried in order: when the pool of one is parked while the task waits, and when a turn ends with a reason that
+another model may cure; with `--escalate`, cheap first, also when the evidence is missing (nothing was changed). The
+next agent starts a session of its own in the same workspace and finds what the one before it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from coreagent import config
+from coreagent.dispatch.verdict import Verdict
+from coreagent.errors import CoreAgentError
+from coreagent.models.agent import Cost, Reason, Usage
+from coreagent.models.dispatch import Dispatch, State, Tried
+
+if TYPE_CHECKING:
+    from coreagent.dispatch.engine import Engine
+
+CURABLE: frozenset[Reason] = frozenset(
+    {
+        Reason.AUTH,
+        Reason.BUDGET,
+        Reason.MODEL_ERROR,
+        Reason.MODEL_REFUSED,
+        Reason.CONTEXT_OVERFLOW,
+        Reason.BAD_REQUEST,
+        Reason.MAX_TURNS,
+        Reason.NETWORK,
+        Reason.CONFIGURATION,
+        Reason.SPAWN_FAILED,
+        Reason.DIED,
+        Reason.IDLE_TIMEOUT,
+        Reason.ERROR,
+    }
+)
+"""What another agent may do better. A person's stop, the wall clock and what the repository causes are not in it."""
+UNUSABLE = frozenset({"runner_missing", "runner_too_old", "not_logged_in"})
+"""Errors of a launch that say that this agent cannot be used here at all."""
+
+
+def after_ending(
+    engine: Engine, dispatch: Dispatch, verdict: Verdict, controls: Mapping[str, Any], now: datetime
+) -> dict[str, Any] | None:
+    """The fields of a dispatch whose next agent goes on after a turn that ended so; None when there is none."""
+    if verdict.reason is Reason.RATE_LIMIT or (verdict.state is State.FAILED and verdict.reason in CURABLE):
+        return _next(engine, dispatch, str(verdict.reason), now, parked_now=f"park:{dispatch.pool}" in controls)
+    lacking = verdict.reason is Reason.NO_CHANGES and dispatch.options.expect == "changes"
+    if dispatch.options.escalate and lacking:
+        return _next(engine, dispatch, str(verdict.reason), now)
+    return None
+
+
+def unusable(engine: Engine, dispatch: Dispatch, error: CoreAgentError, now: datetime) -> dict[str, Any] | None:
+    """The same for an agent that could not even be started."""
+    return _next(engine, dispatch, error.slug, now) if error.slug in UNUSABLE else None
+
+
+def around_park(engine: Engine, dispatch: Dispatch, now: datetime) -> dict[str, Any] | None:
+    """The same for a task that waits in a parked pool."""
+    park = engine.pools.parks.get(dispatch.pool)
+    if park is None or park.until <= now:
+        return None
+    return _next(engine, dispatch, "parked", now)
+
+
+def _next(
+    engine: Engine, dispatch: Dispatch, why: str, now: datetime, *, parked_now: bool = False
+) -> dict[str, Any] | None:
+    tried = [*dispatch.tried, Tried(agent=dispatch.agent, reason=why, at=now)]
+    gone = {one.agent for one in tried}
+    for text in dispatch.options.agents:
+        if text in gone:
+            continue
+        try:
+            chosen = config.resolve_agent(text, engine.core.settings)
+        except CoreAgentError:
+            continue  # the settings changed since it was asked for
+        pool = config.pool_of(chosen.runner, chosen.model, engine.core.settings)
+        park = engine.pools.parks.get(pool)
+        if (park is not None and park.until > now) or (parked_now and pool == dispatch.pool):
+            continue
+        return {
+            "state": State.QUEUED,
+            "agent": text,
+            "runner": chosen.runner,
+            "model": chosen.model,
+            "identity": chosen.identity,
+            "pool": pool,
+            "tried": tried,
+            "session_id": "",
+            "session_usage": Usage(),
+            "session_cost": Cost(),
+            "next_kind": "fresh" if dispatch.runs else dispatch.next_kind,
+            "next_prompt": "" if dispatch.runs else dispatch.next_prompt,
+            "waiting_until": None,
+            "waiting_for": "",
+            "ended_at": None,
+        }
+    return None

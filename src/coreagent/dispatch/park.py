@@ -1,0 +1,97 @@
+"""Parked pools: why a provider is left alone for a while, until when, and how a park ends.
+
+Two things park a pool: a provider's rate limit, until the reset it names; and an outage, when model calls fail in more
+than one repository, because what fails in one only may be that repository's own fault. Pure values; the engine keeps
+them as controls and the claim asks.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from coreagent.models.agent import Reason
+from coreagent.plural import plural
+
+BACKOFF = tuple(timedelta(minutes=n) for n in (1, 5, 15, 60))
+"""How long after the n-th refusal in a row that names no time (domain.md)."""
+RESET_MIN = timedelta(seconds=1)
+RESET_MAX = timedelta(days=8)
+"""A little more than the longest window a provider has; a reset further ahead is a mistake of somebody's clock."""
+OUTAGE: frozenset[Reason] = frozenset({Reason.MODEL_ERROR, Reason.NETWORK, Reason.AUTH, Reason.BUDGET})
+"""Endings by which nothing else of the pool would fare better: a night's queue must not fail task by task."""
+OUTAGE_FAILURES = 3
+OUTAGE_REPOS = 2
+
+
+class Park(BaseModel):
+    """A pool that starts nothing."""
+
+    model_config = ConfigDict(frozen=True)
+    until: datetime
+    since: datetime
+    why: Literal["rate_limit", "outage"]
+    named: bool = True
+    """The provider named the time."""
+    times: int = 1
+    """Parks in a row without a success between them."""
+    detail: str = ""
+
+
+class Trouble(BaseModel):
+    """What the provider of a pool has answered since the last turn that went well."""
+
+    model_config = ConfigDict(frozen=True)
+    refused: int = 0
+    """Parks in a row."""
+    failures: int = 0
+    repos: list[str] = Field(default_factory=list)
+    """Where model calls failed."""
+
+    def failed(self, repo: str) -> Trouble:
+        repos = self.repos if repo in self.repos else [*self.repos, repo][-OUTAGE_REPOS:]
+        return self.model_copy(update={"failures": self.failures + 1, "repos": repos})
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether this cannot be one repository's own fault."""
+        return self.failures >= OUTAGE_FAILURES and len(self.repos) >= OUTAGE_REPOS
+
+
+def reset_of(resets_at: float | None, now: datetime) -> datetime | None:
+    """The time a provider named, brought into bounds; None when it named none."""
+    if resets_at is None or not 0 < resets_at < float("inf"):
+        return None
+    wait = timedelta(seconds=min(max(resets_at - now.timestamp(), 0.0), RESET_MAX.total_seconds()))
+    return now + max(wait, RESET_MIN)
+
+
+def backoff(times: int) -> timedelta:
+    """How long to leave a provider alone after `times` refusals in a row that named no time."""
+    return BACKOFF[min(max(times, 1), len(BACKOFF)) - 1]
+
+
+def after_rate_limit(before: Park | None, trouble: Trouble, resets_at: float | None, now: datetime) -> Park:
+    """The park that a rate limit makes; a later end that is already known stays."""
+    named = reset_of(resets_at, now)
+    times = trouble.refused + 1
+    until = named or now + backoff(times)
+    if before is not None and before.named and before.until > until:
+        until = before.until
+    since = before.since if before is not None and before.until > now else now
+    return Park(until=until, since=since, why="rate_limit", named=named is not None, times=times)
+
+
+def after_outage(trouble: Trouble, now: datetime, reason: Reason) -> Park:
+    """The park that failures in several repositories make."""
+    times = trouble.refused + 1
+    return Park(
+        until=now + backoff(times),
+        since=now,
+        why="outage",
+        named=False,
+        times=times,
+        detail=f"{plural(trouble.failures, 'turn')} in a row ended with {reason}, in several repositories",
+    )
