@@ -59,7 +59,7 @@ KNOWN: Final[Mapping[str, Known]] = {
         install="npm install -g @github/copilot",
     ),
     "gemini": Known(
-        argv=("gemini", "--acp", "--skip-trust"),
+        argv=("gemini", "--acp"),
         variables=("GEMINI_*", "GOOGLE_*"),
         home={"GEMINI_CLI_HOME": ""},
         credential=(".gemini/oauth_creds.json", ".gemini/oauth_creds.json"),
