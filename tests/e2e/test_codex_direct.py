@@ -193,7 +193,7 @@ def test_interrupted_in_mid_tool_leaves_nothing_running_and_its_thread_goes_on(d
             ran = turn.finish(timeout_s=5)
         assert "time.sleep(313)" in started.text
         assert (ran.outcome.terminal, ran.outcome.reason, ran.exit_code) == ("none", Reason.DIED, 1)
-        assert not real.alive(child)
+        assert real.ends(child)
         again = desk.run("MORE", resume=ran.outcome.session_id, previous=ran.outcome.usage)
         assert again.outcome.terminal == "success"
         # The answer that led to the tool is counted with the next turn.
@@ -215,7 +215,7 @@ def test_a_tool_left_in_the_background_ends_with_the_turn(desk: Bench) -> None:
         child = real.descendant(turn.process.pid, "sleep 317")
         ran = turn.finish()
     assert ran.outcome.terminal == "success"
-    assert not real.alive(child)
+    assert real.ends(child)
 
 
 def test_an_unknown_thread_is_a_lost_session(desk: Bench) -> None:

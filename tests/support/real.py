@@ -228,6 +228,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+def ends(pid: int, timeout_s: float = 5.0) -> bool:
+    """Whether a process is gone within a moment: its parent may leave before its signal has arrived."""
+    limit = time.monotonic() + timeout_s
+    while alive(pid):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def _line(entry: Path) -> str:
     try:
         return (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
