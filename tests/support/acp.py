@@ -72,6 +72,8 @@ async def _turn(launch: Launch, folder: Path, stop_at: Callable[[AgentEvent], bo
 
     def look(*_: int) -> None:
         nonlocal read
+        if not (folder / "out").exists():
+            return
         *lines, _rest = (folder / "out").read_bytes()[read:].split(b"\n")
         for line in lines:
             read += len(line) + 1

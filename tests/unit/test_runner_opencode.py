@@ -11,7 +11,7 @@ import pytest
 
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import EventKind, Reason, Usage
-from coreagent.runners.base import Launch
+from coreagent.runners.base import Launch, lay_out
 from coreagent.runners.opencode import Opencode, read_own
 from coreagent.runners.opencode_stream import OpencodeParser
 
@@ -155,6 +155,17 @@ def test_of_the_persons_own_configuration_only_the_models_are_used(launch: Launc
     assert Opencode().login(launch.env, launch.settings).state == "yes"
     file.write_text("{broken")
     assert read_own(launch.env) == {} and Opencode().login(launch.env, launch.settings).state == "no"
+
+
+def test_what_an_agent_wrote_into_its_home_does_not_configure_the_next_turn(launch: Launch) -> None:
+    (Path(launch.repo_dir) / "AGENTS.md").write_text("rules")
+    plan = Opencode().plan(launch)
+    lay_out(plan)
+    home = Path(launch.config_home, "config/opencode")
+    (home / "opencode.jsonc").write_text('{"mcp": {"evil": {"type": "local", "command": ["evil"]}}}')
+    lay_out(plan)
+    assert (home / "opencode.jsonc").read_text() == "{}\n" and "--pure" in plan.argv
+    assert Path(content(launch)["instructions"][0]).read_text() == "rules"
 
 
 def test_with_a_providers_model_only_that_ones_keys_go_along(launch: Launch) -> None:

@@ -143,6 +143,7 @@ class Acp(Runner):
             stop_signal="TERM",
             directories=_directories(launch, name, known, private=private),
             copies=_copies(launch, known) if private else (),
+            files=opencode.files(launch) if name == "opencode" and own is None else (),
             seeds=_seeds(launch, name) if private else (),
         )
 

@@ -190,8 +190,8 @@ class AcpParser(Parser):
         return events
 
     def _spoken(self) -> list[AgentEvent]:
-        said, self._said = "".join(self._said), []
-        return [AgentEvent(kind=EventKind.TEXT, text=bounded(said))] if said.strip() else []
+        said, self._said = "".join(self._said).strip(), []
+        return [AgentEvent(kind=EventKind.TEXT, text=bounded(said))] if said else []
 
     def _tool(self, update: dict[str, Any]) -> list[AgentEvent]:
         """A tool is told once its input is known, which for some is the second thing that they say of it."""
@@ -321,8 +321,8 @@ def find_key(value: object, key: str, depth: int) -> Any:
 
 
 def named(update: dict[str, Any], title: str) -> str:
-    """A tool's name: an adapter's own word, a title that is one, else its kind."""
-    own = find_key(update.get("_meta"), "toolName", DEPTH)
+    """A tool's name: the agent's own word, a title that is one, else its kind."""
+    own = update.get("name") or find_key(update.get("_meta"), "toolName", DEPTH)
     if isinstance(own, str) and own:
         return bounded(own, 200)
     return title if PLAIN_NAME.fullmatch(title) else bounded(update.get("kind"), 200) or "tool"

@@ -118,7 +118,7 @@ class Opencode(Runner):
             stop_signal="TERM",
             directories=(*program.directories(launch), *extra_directories(launch)),
             copies=_copies(launch),
-            files=_files(launch),
+            files=files(launch),
             seeds=seeds(launch),
         )
 
@@ -133,7 +133,7 @@ class Opencode(Runner):
             session_id=launch.resume_session or word(launch.session_id, "session"),
             directories=(*program.directories(launch), *extra_directories(launch)),
             copies=_copies(launch),
-            files=_files(launch),
+            files=files(launch),
             seeds=seeds(launch),
         )
 
@@ -247,9 +247,14 @@ def _context_file(launch: Launch) -> str:
     return f"{launch.tmp_dir}/instructions.md"
 
 
-def _files(launch: Launch) -> tuple[tuple[str, bytes], ...]:
+def files(launch: Launch) -> tuple[tuple[str, bytes], ...]:
     context = _context(launch)
-    return ((_context_file(launch), context),) if context else ()
+    written = [(_context_file(launch), context)] if context else []
+    if launch.config_home:
+        # An agent without a sandbox can write there, and a configuration names programs to run.
+        names = ("config.json", "opencode.json", "opencode.jsonc")
+        written += [(f"{launch.config_home}/config/opencode/{name}", b"{}\n") for name in names]
+    return tuple(written)
 
 
 def _credentials(env: Mapping[str, str]) -> Path | None:
