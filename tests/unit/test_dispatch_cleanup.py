@@ -41,7 +41,8 @@ class Rounds:
         self.done = 0
         self._came = asyncio.Event()
         self._real = cleanup.clean_expired
-        monkeypatch.setattr(engine_module, "CLEAN_INTERVAL", timedelta(milliseconds=2))
+        for name in ("FIRST_CLEAN", "CLEAN_INTERVAL"):
+            monkeypatch.setattr(engine_module, name, timedelta(milliseconds=2))
         monkeypatch.setattr(cleanup, "clean_expired", self._counted)
 
     async def _counted(self, engine: Any) -> list[str]:

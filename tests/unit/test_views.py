@@ -376,6 +376,9 @@ def test_a_long_status_fits_the_screen_and_counts_the_rest(width: int, height: i
     (more,) = [line for line in lines if line.startswith("+")]
     shown = sum(line.startswith(("? ", "● ", "· ")) for line in lines)
     assert more == f"+{59 - shown} more: core-agent status --all"
+    if height >= 24:  # each section has its share: what runs is in sight however many need a person
+        marks = [line[0] for line in lines if line.startswith(("? ", "● ", "· "))]
+        assert max(marks.count(mark) for mark in "?●·") - min(marks.count(mark) for mark in "?●·") <= 1
     if height >= 12:
         assert any("blocked0 " in line for line in lines)
     if height >= 24:

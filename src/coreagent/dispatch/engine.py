@@ -33,6 +33,7 @@ from coreagent.store.store import Store
 log = logging.getLogger(__name__)
 
 CLEAN_INTERVAL = timedelta(hours=1)
+FIRST_CLEAN = timedelta(minutes=1)
 CLOCK_LOOK_S = 30.0
 
 
@@ -424,8 +425,11 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
 
     async def _clean(self) -> None:
+        # Soon after the start too: a daemon need not live for an hour.
+        wait = FIRST_CLEAN
         while True:
-            await asyncio.sleep(CLEAN_INTERVAL.total_seconds())
+            await asyncio.sleep(wait.total_seconds())
+            wait = CLEAN_INTERVAL
             try:
                 await cleanup.clean_expired(self)
             except Exception:

@@ -24,7 +24,8 @@ def _asked(name: str, **arguments: Any) -> Any:
 
 
 def _begins(pairs: Iterable[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:
-    return [(value, help_text) for value, help_text in pairs if value.startswith(incomplete)]
+    # Each once: two workspaces of one name are told apart by their whole names.
+    return list({value: (value, help_text) for value, help_text in pairs if value.startswith(incomplete)}.values())
 
 
 def workspaces(incomplete: str) -> list[tuple[str, str]]:

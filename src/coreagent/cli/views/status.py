@@ -211,17 +211,18 @@ def _warning(text: str, width: int) -> list[str]:
 def _that_fit(blocks: list[list[list[str]]], room: int) -> tuple[list[str], int]:
     """The lines of the sections that fit, and how many rows do not.
 
-    One row of each section comes first, so that none goes unseen; then the rows from the top.
+    The sections take turns, a row each, so that a long one does not push what runs off the screen.
     """
-    taken = [0 for _ in blocks]
-    for one_each in (True, False):
-        for at, (head, *rows) in enumerate(blocks):
-            while taken[at] < (1 if one_each else len(rows)):
-                needed = len(rows[taken[at]]) + (0 if taken[at] else len(head))
-                if needed > room:
-                    break
-                room -= needed
-                taken[at] += 1
+    taken, open_ones = [0 for _ in blocks], list(range(len(blocks)))
+    while open_ones:
+        for at in list(open_ones):
+            head, *rows = blocks[at]
+            needed = 0 if taken[at] == len(rows) else len(rows[taken[at]]) + (0 if taken[at] else len(head))
+            if not needed or needed > room:
+                open_ones.remove(at)
+                continue
+            room -= needed
+            taken[at] += 1
     lines = [
         line
         for block, count in zip(blocks, taken, strict=True)
