@@ -158,26 +158,28 @@ def test_a_persons_stop_and_the_providers_fault_do_not_count_against_a_repositor
 def test_the_price_of_a_start_is_learned_and_starts_are_spread() -> None:
     starts = Starts()
     end = NOW + 5 * HOUR
-    window = pacing.learn(None, "five_hour", 0.10, end, NOW, starts)
-    assert pacing.pace_obstacle([window], NOW, starts, 100, 0.95) is None
+    window = pacing.learn(None, "five_hour", 0.10, end, NOW, starts, 0)
+    assert pacing.pace_obstacle([window], NOW, starts, 0, 100, 0.95) is None
     for n in range(5):
         starts.note(NOW + n * MINUTE, str(n))
     at = NOW + 10 * MINUTE
-    window = pacing.learn(window, "five_hour", 0.20, end + timedelta(seconds=3), at, starts)
+    window = pacing.learn(window, "five_hour", 0.20, end + timedelta(seconds=3), at, starts, 0)
     assert window.price == pytest.approx(0.02)
     # 0.75 are left: 37 starts; what waits fits, then it does not.
-    assert pacing.pace_obstacle([window], at, starts, 30, 0.95) is None
-    found = pacing.pace_obstacle([window], at, starts, 100, 0.95)
+    assert pacing.pace_obstacle([window], at, starts, 0, 30, 0.95) is None
+    found = pacing.pace_obstacle([window], at, starts, 0, 100, 0.95)
     assert found is not None
     assert found.until is not None
-    assert found.until - (NOW + 4 * MINUTE) == pytest.approx((window.resets_at - at) / 37.5, abs=MINUTE)
-    assert pacing.pace_obstacle([window], window.resets_at, starts, 100, 0.95) is None
+    assert found.until - (NOW + 4 * MINUTE) == pytest.approx(
+        (window.resets_at - (NOW + 4 * MINUTE)) / 38.5, abs=timedelta(seconds=1)
+    )
+    assert pacing.pace_obstacle([window], window.resets_at, starts, 0, 100, 0.95) is None
 
 
 def test_a_window_that_is_nearly_used_waits_for_its_reset() -> None:
     starts = Starts([(NOW, "A")])
     window = pacing.Window(kind="five_hour", used=0.94, resets_at=NOW + HOUR, seen_at=NOW - MINUTE, price=0.02)
-    found = pacing.pace_obstacle([window], NOW, starts, 1, 0.95)
+    found = pacing.pace_obstacle([window], NOW, starts, 0, 1, 0.95)
     assert found is not None
     assert found.until == NOW + HOUR
 
@@ -187,19 +189,19 @@ def test_a_new_window_keeps_the_price_and_begins_a_new_measure() -> None:
     old = pacing.Window(
         kind="w", used=0.9, resets_at=NOW, seen_at=NOW - MINUTE, price=0.05, mark_used=0.1, mark_at=NOW - HOUR
     )
-    new = pacing.learn(old, "w", 0.0, NOW + 5 * HOUR, NOW + MINUTE, starts)
+    new = pacing.learn(old, "w", 0.0, NOW + 5 * HOUR, NOW + MINUTE, starts, 0)
     assert (new.price, new.mark_used, new.used) == (0.05, 0.0, 0.0)
-    assert pacing.learn(new, "w", 0.0, NOW + 5 * HOUR, NOW + 2 * MINUTE, starts).price == 0.05
+    assert pacing.learn(new, "w", 0.0, NOW + 5 * HOUR, NOW + 2 * MINUTE, starts, 0).price == 0.05
 
 
 def test_what_live_runs_report_is_kept_when_it_says_something_new() -> None:
     pools = Pools()
     told = {"five_hour": (0.25, (NOW + HOUR).timestamp()), "seven_day": (0.1, float("nan"))}
-    first = pools.reported("claude", told, NOW)
+    first = pools.reported("claude", told, NOW, 0)
     assert list(first) == ["window:claude:five_hour"]
     pools.apply(first)
     assert pools.windows["claude"][0].used == 0.25
-    assert pools.reported("claude", told, NOW + MINUTE) == {}
+    assert pools.reported("claude", told, NOW + MINUTE, 0) == {}
 
 
 def test_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ settled in one transaction -> spool moved into the workspace. A restart enters a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
@@ -227,10 +228,33 @@ async def settle(
     """Bring the work home, judge the evidence, and end the attempt in one transaction. Safe to run twice."""
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
-    ended_at = datetime.fromtimestamp(ended.at, UTC)
     question = await asyncio.to_thread(bring.read_note, place.repo, "BLOCKED.md")
     brought = await bring.bring_home(engine, dispatch)
     core.crash_point("brought-home")
+    dispatch, attempt = await conclude(engine, dispatch, attempt, live, ended, outcome, brought, question)
+    core.crash_point("settled")
+    try:
+        await asyncio.to_thread(put_away, core.home, place, dispatch, attempt, live.directory)
+    except OSError:
+        # Its end is written, which is what counts; the next daemon tries again.
+        log.exception("what attempt %s left could not be put away", attempt.id)
+    await engine.forget_environment(dispatch.id)
+    core.crash_point("put-away")
+
+
+async def conclude(
+    engine: Engine,
+    dispatch: Dispatch,
+    attempt: Attempt,
+    live: LiveAttempt,
+    ended: attempts.ShimExit,
+    outcome: Outcome,
+    brought: bring.Home,
+    question: str,
+) -> tuple[Dispatch, Attempt]:
+    """Judge the evidence, and write what follows of it for the dispatch and for its pool in one transaction."""
+    core = engine.core
+    ended_at = datetime.fromtimestamp(ended.at, UTC)
     by_wish = ended.stopped_by in ("pause", "attach", "shutdown") and live.stop_requested == "cancel"
     stopped_by = "cancel" if by_wish else ended.stopped_by
     verdict = judge(
@@ -255,29 +279,30 @@ async def settle(
             "harvest": brought.harvest,
         }
     )
-    now = core.now()
-    ended_so = Ending(verdict.state, verdict.reason, verdict.detail, outcome, ended.usage.max_rss_bytes)
-    controls = engine.pools.ended(dispatch, ended_so, now, core.settings.dispatch.breaker)
-    changes = ending.changes(engine, dispatch, attempt, verdict, question, controls)
-    changes["harvest"] = brought.harvest
-    changes["branch_sha"] = brought.branch_sha
-    if not ended.executed:
-        # What it was to say was never said.
-        changes |= {"runs": dispatch.runs - 1, "next_prompt": attempt.prompt, "next_kind": attempt.kind}
-    changes["stage"] = bring.stage_of(brought.harvest)
-    extra = bring.rescue_rows(dispatch, brought, verdict.reason, ended_at)
-    told = ending.messages(dispatch, changes, brought.harvest, now)
-    dispatch = await engine.update(dispatch, *told, attempt=attempt, extra=extra, controls=controls, **changes)
+    # Failures that end at the same moment are counted one after the other: several of them are an outage.
+    alone = contextlib.nullcontext() if verdict.state in (State.COMPLETED, State.BLOCKED) else engine.pools.counting
+    async with alone:
+        now = core.now()
+        ended_so = Ending(
+            verdict.state, verdict.reason, verdict.detail, outcome, attempt.claimed_at, ended.usage.max_rss_bytes
+        )
+        controls = engine.pools.ended(dispatch, ended_so, now, core.settings.dispatch.breaker)
+        # The last report of its stream may have come with its end.
+        others = max(0, engine.running()[attempt.pool] - 1)
+        controls |= engine.pools.reported(attempt.pool, outcome.windows, now, others)
+        changes = ending.changes(engine, dispatch, attempt, verdict, question, controls)
+        changes["harvest"] = brought.harvest
+        changes["branch_sha"] = brought.branch_sha
+        if not ended.executed:
+            # What it was to say was never said.
+            changes |= {"runs": dispatch.runs - 1, "next_prompt": attempt.prompt, "next_kind": attempt.kind}
+        changes["stage"] = bring.stage_of(brought.harvest)
+        extra = bring.rescue_rows(dispatch, brought, verdict.reason, ended_at)
+        told = ending.messages(dispatch, changes, brought.harvest, now)
+        dispatch = await engine.update(dispatch, *told, attempt=attempt, extra=extra, controls=controls, **changes)
     if not ended.executed:
         engine.pools.never_started(attempt.pool, attempt.id)
-    core.crash_point("settled")
-    try:
-        await asyncio.to_thread(put_away, core.home, place, dispatch, attempt, live.directory)
-    except OSError:
-        # Its end is written, which is what counts; the next daemon tries again.
-        log.exception("what attempt %s left could not be put away", attempt.id)
-    await engine.forget_environment(dispatch.id)
-    core.crash_point("put-away")
+    return dispatch, attempt
 
 
 async def _never_started(
@@ -302,9 +327,10 @@ async def _never_started(
         }
         if error is not None and verdict.state is State.FAILED:
             changes |= fallback.unusable(engine, known, error, now) or {}
-        ended_so = Ending(verdict.state, verdict.reason, verdict.detail, Outcome())
-        controls = engine.pools.ended(known, ended_so, now, engine.core.settings.dispatch.breaker)
-        await engine.update(known, attempt=ended, controls=controls, **changes)
+        ended_so = Ending(verdict.state, verdict.reason, verdict.detail, Outcome(), attempt.claimed_at)
+        async with engine.pools.counting:
+            controls = engine.pools.ended(known, ended_so, now, engine.core.settings.dispatch.breaker)
+            await engine.update(known, attempt=ended, controls=controls, **changes)
 
     await surely(engine, dispatch, write)
     engine.pools.never_started(attempt.pool, attempt.id)

@@ -22,6 +22,7 @@ from coreagent.plural import plural
 
 MEMORY_LOOK = timedelta(seconds=5)
 """No event tells that memory has become free."""
+NO_STARTS = Starts()
 
 
 def _unknown() -> int | None:
@@ -90,6 +91,7 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
         return None
     queue.wake(facts.now)
     chosen: tuple[float, str] | None = None
+    too_early: list[Dispatch] = []
     for pool, lanes in queue.pools.items():
         if of_pool(pool, queue.waiting(pool), facts):
             continue
@@ -99,9 +101,15 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
             for key in keys:
                 if chosen is not None and key > chosen:
                     break
-                if key[1] not in arriving and not _own(queue[key[1]], facts):
+                if key[1] in arriving:
+                    continue
+                own = _own(queue[key[1]], facts)
+                if own is None:
                     chosen = key
                     break
+                too_early.append(queue[key[1]])
+    for dispatch in too_early:
+        queue.put(dispatch)  # its time had come, and the clock was set back: it waits for it again
     return queue[chosen[1]] if chosen else None
 
 
@@ -139,13 +147,11 @@ def of_pool(pool: str, waiting: int, facts: Facts) -> Obstacle | None:
     limit = facts.limits.get(pool)
     if limit is not None and limit.total and running >= limit.total:
         return Obstacle("slot", None, f"{running} of {limit.total} in use")
-    starts = facts.starts.get(pool)
-    if starts is None:
-        return None
+    starts = facts.starts.get(pool, NO_STARTS)
     rate = facts.rates.get(pool)
     found = limits.rate_obstacle(facts.now, rate, starts) if rate is not None else None
     if found is None and facts.pace_target and pool in facts.windows:
-        found = pacing.pace_obstacle(facts.windows[pool], facts.now, starts, waiting, facts.pace_target)
+        found = pacing.pace_obstacle(facts.windows[pool], facts.now, starts, running, waiting, facts.pace_target)
     return found
 
 

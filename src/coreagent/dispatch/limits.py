@@ -51,6 +51,11 @@ class Starts:
         """How many started at or after `moment`; those of a clock that was ahead count, so no day is given twice."""
         return len(self._entries) - bisect_left(self._entries, (moment, ""))
 
+    def of_day(self, now: datetime, reset_utc: str) -> int:
+        """How many count against the daily limit now."""
+        # More than a day ahead: a clock that was far off wrote them, and they must not use up every day until then.
+        return self.since(day_start(now, reset_utc)) - self.since(now + DAY)
+
     def last(self, now: datetime) -> datetime | None:
         """The newest start, never in the future: a clock that was set back must not stretch a pause."""
         if self._last is not None and self._last > now:
@@ -82,7 +87,7 @@ def pause(now: datetime, rate: RateSettings) -> timedelta:
 def rate_obstacle(now: datetime, rate: RateSettings, starts: Starts) -> Obstacle | None:
     """Why a pool of this rate may start nothing now, or None."""
     if rate.daily_limit:
-        used = starts.since(day_start(now, rate.reset_utc))
+        used = starts.of_day(now, rate.reset_utc)
         if used >= rate.daily_limit:
             return Obstacle("daily_limit", next_reset(now, rate), f"{used} of {rate.daily_limit} starts used today")
     last = starts.last(now)

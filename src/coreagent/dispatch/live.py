@@ -6,6 +6,7 @@ Nothing here is the truth: after a restart the output file is read again from it
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import attempts
+from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, EventKind, Outcome
 from coreagent.models.dispatch import Attempt, Event
 from coreagent.plainfile import open_plain
@@ -21,6 +23,8 @@ from coreagent.runners.base import Parser
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 LINE_MAX = 32 << 20
@@ -140,8 +144,12 @@ class LiveAttempt:
         windows = self.outcome.windows
         if windows != self._windows:
             self._windows = dict(windows)
-            engine = self._engine
-            await engine.set_controls(engine.pools.reported(self.attempt.pool, windows, engine.core.now()))
+            engine, pool = self._engine, self.attempt.pool
+            told = engine.pools.reported(pool, windows, engine.core.now(), engine.running()[pool])
+            try:
+                await engine.set_controls(told)
+            except CoreAgentError as error:  # the disk is full; the next report, or the end of the turn, says it again
+                log.warning("what %s reported of its pool could not be written: %s", self.workspace, error.message)
 
     def _tell(self, found: list[AgentEvent]) -> None:
         """Publish progress for those who watch; never stored. Says the newest few of a flood."""

@@ -14,8 +14,12 @@ from pydantic import BaseModel, ConfigDict
 
 from coreagent.dispatch.limits import Obstacle, Starts
 
-NEW_WEIGHT = 0.3
-"""How much the newest price counts against those before."""
+NEW_WEIGHT = 0.1
+"""How much one start counts against the price as it was known before."""
+MEASURED_MIN = 2.0
+"""So many starts are a measure; fewer say more of where in its turn each agent was."""
+WINDOW_MAX = timedelta(days=8)
+"""A reset further ahead is a mistake of somebody's clock, as is a report that lies so far back."""
 KEPT_PRICE_FOR = timedelta(days=14)
 
 
@@ -33,47 +37,62 @@ class Window(BaseModel):
     mark_used: float = 0.0
     mark_at: datetime | None = None
     """The report that the next price is measured from."""
+    mark_running: int = 0
+    """Agents that were at work then: what they had still to use shows in later reports."""
 
 
-def learn(before: Window | None, kind: str, used: float, resets_at: datetime, now: datetime, starts: Starts) -> Window:
-    """The window after a report. A report that is older than the window's reset, or goes back, starts a new measure."""
+def learn(
+    before: Window | None, kind: str, used: float, resets_at: datetime, now: datetime, starts: Starts, running: int
+) -> Window:
+    """The window after a report, while so many agents of the pool are at work.
+
+    A report of a new window, or one that goes back, starts a new measure.
+    """
     used = min(max(used, 0.0), 1.0)
-    fresh = Window(kind=kind, used=used, resets_at=resets_at, seen_at=now, mark_used=used, mark_at=now)
+    fresh = Window(
+        kind=kind, used=used, resets_at=resets_at, seen_at=now, mark_used=used, mark_at=now, mark_running=running
+    )
     if before is None or now - before.seen_at > KEPT_PRICE_FOR:
         return fresh
     # Providers name the same reset a little differently each time.
     same = abs(before.resets_at - resets_at) < timedelta(minutes=5) and used >= before.mark_used
     if not same or before.mark_at is None:
         return fresh.model_copy(update={"price": before.price})
-    made = starts.since(before.mark_at)
-    if made < 1 or used <= before.mark_used:
+    # An agent at work is taken to be halfway: half of what it costs is in the figures.
+    made = starts.since(before.mark_at) + (before.mark_running - running) / 2
+    if made < MEASURED_MIN or used <= before.mark_used:
         return before.model_copy(update={"used": used, "resets_at": resets_at, "seen_at": now})
     sample = (used - before.mark_used) / made
-    price = sample if before.price is None else before.price * (1 - NEW_WEIGHT) + sample * NEW_WEIGHT
+    kept = (1 - NEW_WEIGHT) ** made
+    price = sample if before.price is None else before.price * kept + sample * (1 - kept)
     return fresh.model_copy(update={"price": price})
 
 
-def affordable(window: Window, now: datetime, starts: Starts, target: float) -> float | None:
+def affordable(window: Window, now: datetime, starts: Starts, running: int, target: float) -> float | None:
     """How many more starts the window pays for until `target` of it is used; None when nothing is known."""
-    if window.price is None or window.price <= 0 or window.resets_at <= now:
+    if window.price is None or window.price <= 0 or not now < window.resets_at <= now + WINDOW_MAX:
         return None
-    # What began since the report has not shown in it yet.
-    used = window.used + window.price * starts.since(window.seen_at)
-    return max(0.0, (target - used) / window.price)
+    # What began since the report has not shown in it, and what is at work has not shown in full: a wall costs more
+    # than a start that comes a report later.
+    unseen = max(starts.since(window.seen_at), running)
+    return max(0.0, (target - window.used) / window.price - unseen)
 
 
-def pace_obstacle(windows: list[Window], now: datetime, starts: Starts, waiting: int, target: float) -> Obstacle | None:
+def pace_obstacle(
+    windows: list[Window], now: datetime, starts: Starts, running: int, waiting: int, target: float
+) -> Obstacle | None:
     """Why the next start of a pool is held back for its windows' sake, or None."""
     found: Obstacle | None = None
     for window in windows:
-        left = affordable(window, now, starts, target)
+        left = affordable(window, now, starts, running, target)
         if left is None or waiting <= left:
             continue
         if left < 1:
             until = window.resets_at
         else:
-            last = starts.last(now) or now
-            until = last + (window.resets_at - now) / left
+            # Evenly over what is left from the newest start on: the moment does not move while nothing happens.
+            last = starts.last(now) or window.seen_at
+            until = last + (window.resets_at - last) / (left + 1)
         if until > now and (found is None or found.until is None or until > found.until):
             share = f"{window.used:.0%} of the {window.kind.replace('_', ' ')} window is used"
             found = Obstacle("pace", until, share)

@@ -39,6 +39,10 @@ class Park(BaseModel):
     """Parks in a row without a success between them."""
     detail: str = ""
 
+    def covers(self, claimed_at: datetime | None, now: datetime) -> bool:
+        """Whether a turn that ends badly now tells nothing new: it began before the pool was parked, and still is."""
+        return self.until > now and claimed_at is not None and claimed_at <= self.since
+
 
 class Trouble(BaseModel):
     """What the provider of a pool has answered since the last turn that went well."""
@@ -73,11 +77,17 @@ def backoff(times: int) -> timedelta:
     return BACKOFF[min(max(times, 1), len(BACKOFF)) - 1]
 
 
-def after_rate_limit(before: Park | None, trouble: Trouble, resets_at: float | None, now: datetime) -> Park:
-    """The park that a rate limit makes; a later end that is already known stays."""
+def after_rate_limit(
+    before: Park | None, trouble: Trouble, resets_at: float | None, now: datetime, claimed_at: datetime | None = None
+) -> Park:
+    """The park that a rate limit makes; a later end that is already known stays.
+
+    Agents that ran side by side hit the same wall one after the other: that is one refusal, not several in a row.
+    """
     named = reset_of(resets_at, now)
-    times = trouble.refused + 1
-    until = named or now + backoff(times)
+    same = before is not None and before.covers(claimed_at, now)
+    times = before.times if before is not None and same else trouble.refused + 1
+    until = named or (before.until if before is not None and same else now + backoff(times))
     if before is not None and before.named and before.until > until:
         until = before.until
     since = before.since if before is not None and before.until > now else now

@@ -6,6 +6,7 @@ changes only by `apply`, after the commit, so that an ending which must be writt
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Ending:
     reason: Reason | None
     detail: str
     outcome: Outcome
+    claimed_at: datetime | None = None
     max_rss: int = 0
 
 
@@ -53,6 +55,8 @@ class Pools:
         self.windows: dict[str, list[Window]] = {}
         self.sizes: dict[str, int] = {}
         """Highest resident bytes of an agent, by runner."""
+        self.counting = asyncio.Lock()
+        """Held from the reading of what an ending changes until that is written."""
 
     def load(self, controls: Mapping[str, Any], starts: Iterable[tuple[str, datetime, str]]) -> None:
         """Take over what the store holds; `starts` are (pool, when, attempt id)."""
@@ -113,9 +117,11 @@ class Pools:
     def _of_provider(self, pool: str, repo: str, ending: Ending, now: datetime) -> Controls:
         known, trouble = self.parks.get(pool), self.troubles.get(pool, Trouble())
         if ending.reason is Reason.RATE_LIMIT:
-            made = park.after_rate_limit(known, trouble, ending.outcome.resets_at, now)
+            made = park.after_rate_limit(known, trouble, ending.outcome.resets_at, now, ending.claimed_at)
             return _parked(pool, made)
         if ending.state is State.FAILED and ending.reason in park.OUTAGE:
+            if known is not None and known.covers(ending.claimed_at, now):
+                return {}  # it began before what is known already
             trouble = trouble.failed(repo)
             tried_in_vain = known is not None and known.why == "outage" and known.until <= now
             if trouble.is_outage or tried_in_vain:
@@ -151,8 +157,11 @@ class Pools:
         """A person lets a repository go on."""
         return {f"breaker:{repo}": None} if repo in self.breakers else {}
 
-    def reported(self, pool: str, windows: Mapping[str, tuple[float, float]], now: datetime) -> Controls:
-        """The controls that a live run's report changes; `windows` are kind -> (share used, reset in epoch seconds)."""
+    def reported(self, pool: str, windows: Mapping[str, tuple[float, float]], now: datetime, running: int) -> Controls:
+        """The controls that the report of a run changes, one of so many that are running.
+
+        `windows` are kind -> (share used, reset in epoch seconds).
+        """
         changes: Controls = {}
         known = {w.kind: w for w in self.windows.get(pool, [])}
         starts = self.starts.get(pool, Starts())
@@ -161,7 +170,7 @@ class Pools:
             before = known.get(kind)
             if end is None or (before is not None and before.used == used and abs(before.resets_at - end) < _SAME):
                 continue
-            after = pacing.learn(before, kind, used, datetime.fromtimestamp(resets_at, UTC), now, starts)
+            after = pacing.learn(before, kind, used, datetime.fromtimestamp(resets_at, UTC), now, starts, running)
             changes[f"window:{pool}:{kind}"] = after.model_dump(mode="json")
         return changes
 

@@ -40,7 +40,7 @@ async def reconcile(engine: Engine) -> None:
     for dispatch in list(engine.board.values()):
         if dispatch.state in ACTIVE:
             try:
-                await _recover(engine, dispatch)
+                await engine.recover_attempt(engine, dispatch)
             except Exception as error:
                 if isinstance(error, CoreAgentError) and error.slug in attempts_of_work.PASSING:
                     raise
@@ -62,7 +62,8 @@ async def _end(engine: Engine, dispatch: Dispatch, error: Exception) -> None:
     raise error
 
 
-async def _recover(engine: Engine, dispatch: Dispatch) -> None:
+async def recover(engine: Engine, dispatch: Dispatch) -> None:
+    """Adopt, settle or requeue one attempt that was under way."""
     attempt = engine.attempts.get(dispatch.id)
     if attempt is None or attempt.id != dispatch.attempt_id:
         raise CoreAgentError("internal", "what is known of its attempt was lost; nobody can tell whether it ran")
@@ -70,11 +71,11 @@ async def _recover(engine: Engine, dispatch: Dispatch) -> None:
     directory = Path(paths.attempt_dir(engine.core.home, attempt.id))
     if attempt.started_at is None:
         if not directory.is_dir() or await asyncio.to_thread(attempts.void, directory):
-            await _requeue(engine, dispatch, attempt, directory)
+            await requeue(engine, dispatch, attempt, directory)
             return
         started = attempts.read_started(directory) or attempts.Started()
         if started.void:
-            await _requeue(engine, dispatch, attempt, directory)
+            await requeue(engine, dispatch, attempt, directory)
             return
         dispatch, attempt = await attempts_of_work.mark_started(
             engine, dispatch, attempt, started.shim_pid, started.shim_start
@@ -89,7 +90,7 @@ async def _recover(engine: Engine, dispatch: Dispatch) -> None:
     engine.watch_over(dispatch, attempts_of_work.follow(engine, dispatch, attempt, live, shim))
 
 
-async def _requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
+async def requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
     """The claim came to no exec: it may be run again, as a new attempt."""
     await asyncio.to_thread(attempts.sweep, attempt.id)  # a setup hook may have outlived its daemon
     ended = attempt.model_copy(update={"ended_at": engine.core.now()})

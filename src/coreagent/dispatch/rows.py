@@ -138,7 +138,7 @@ def _pool(engine: Engine, name: str, facts: claim.Facts) -> PoolRow:
             ModelCap(model=model, running=facts.models.get((name, model), 0), limit=most)
             for model, most in (sorted(limit.models.items()) if limit else [])
         ],
-        today=starts.since(limits.day_start(facts.now, rate.reset_utc if rate else "00:00")),
+        today=starts.of_day(facts.now, rate.reset_utc if rate else "00:00"),
         daily_limit=rate.daily_limit if rate else 0,
         resets_at=resets,
         next_start=stopped.until if stopped else None,
