@@ -16,12 +16,13 @@ from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from coreagent import paths
 from coreagent.checked import check
 from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import read_plain
+from coreagent.upkeep import Hooks, NotifySettings, PortsSettings, Seconds, Section
 from coreagent.yamlmarks import BadYaml, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.
@@ -31,18 +32,13 @@ ACP_AGENTS: Final = ("claude", "codex", "copilot", "gemini", "opencode")
 ALIASES: Final = {"openai": "codex"}
 CLAUDE_MODELS: Final = ("opus", "sonnet", "haiku")
 
-Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 Pause = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 M = TypeVar("M", bound=BaseModel)
 Size = Annotated[int, Field(gt=0, le=1 << 40)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DispatchSettings(_Section):
+class DispatchSettings(Section):
     default_agent: str = "claude"
     """Agent of a dispatch that names none: `runner[:model]` or a named identity."""
     default_template: str = "coding"
@@ -68,7 +64,7 @@ class DispatchSettings(_Section):
     """Share of a provider's usage window that may be used when it resets; 0 does not pace."""
 
 
-class PoolLimit(_Section):
+class PoolLimit(Section):
     """How many agents of a pool may run at once: a number, or `total` and one number per model; 0 is unlimited."""
 
     total: Count = 0
@@ -81,7 +77,7 @@ def _pool_limit(value: Any) -> Any:
     return value if isinstance(value, PoolLimit) else {"total": value}
 
 
-class RateSettings(_Section):
+class RateSettings(Section):
     """Pace of a pool; times in seconds, `burst_window` in hours."""
 
     daily_limit: Count = 0
@@ -103,7 +99,7 @@ class RateSettings(_Section):
         return value
 
 
-class Identity(_Section):
+class Identity(Section):
     """A named agent: looked up before runners are."""
 
     runner: str
@@ -114,14 +110,14 @@ class Identity(_Section):
     roles: list[str] = Field(default_factory=list)
 
 
-class CommandSettings(_Section):
+class CommandSettings(Section):
     """A program of yours as an agent, used as `--agent command:NAME`."""
 
     argv: Annotated[list[str], Field(min_length=1)]
     env: dict[str, str] = Field(default_factory=dict)
 
 
-class AcpSettings(_Section):
+class AcpSettings(Section):
     """An agent that speaks the Agent Client Protocol, used as `--agent acp:NAME` or `acp:NAME:MODEL`."""
 
     argv: Annotated[list[str], Field(min_length=1)]
@@ -136,7 +132,7 @@ class AcpSettings(_Section):
     """The method that it is asked to authenticate with."""
 
 
-class RunnerSettings(_Section):
+class RunnerSettings(Section):
     path: str = ""
     """The program, when it is not to be searched in PATH."""
     home: Literal["private", "user"] = "private"
@@ -153,23 +149,12 @@ class RunnerSettings(_Section):
     """In place of `dispatch.idle_timeout_s`."""
 
 
-class EnvSettings(_Section):
+class EnvSettings(Section):
     allow: list[str] = Field(default_factory=list)
     """Names of further variables that travel from your shell to every agent; a trailing * stands for any ending."""
 
 
-class SetupHook(_Section):
-    """What runs in a fresh workspace before the agent: a shell line, or a list of arguments."""
-
-    run: str | list[str] = ""
-    timeout_s: Seconds = 600
-
-
-class Hooks(_Section):
-    setup: SetupHook = SetupHook()
-
-
-class HarvestSettings(_Section):
+class HarvestSettings(Section):
     """What may come back from a workspace; more is rejected and stays under a rescue ref."""
 
     max_files: Size = 2000
@@ -178,7 +163,33 @@ class HarvestSettings(_Section):
     binaries: Literal["allow", "reject"] = "allow"
 
 
-class Settings(_Section):
+class SyncSettings(Section):
+    """News from the remotes of your repositories: into `refs/remotes/origin` only, nothing of yours moves."""
+
+    fetch_minutes: Annotated[float, Field(ge=0, le=7 * 1440, allow_inf_nan=False)] = 5
+    """Every so many minutes each is fetched, one that nobody used for a day twelve times as rarely; 0 never."""
+    timeout_s: Seconds = 60
+    """The longest that one fetch may take."""
+    at_once: Annotated[int, Field(ge=1, le=32)] = 2
+    """How many repositories are fetched at the same time."""
+    before_dispatch: bool = False
+    """Fetch before each dispatch and start from what came, as `dispatch --fetch` does."""
+
+
+class WarmSettings(Section):
+    """Checkouts that lie ready for the next dispatch of a repository, made while nothing else is to be done."""
+
+    per_repo: Annotated[int, Field(ge=0, le=16)] = 1
+    """How many; 0 makes none."""
+    min_files: Count = 2000
+    """Only of repositories with so many files: fewer are checked out as quickly."""
+    max_mib: Count = 4096
+    """How much disk all of them may take."""
+    free_mib: Count = 5120
+    """None is made that would leave less than this free on the disk."""
+
+
+class Settings(Section):
     """The whole of agents.yaml."""
 
     version: Literal[1] = 1
@@ -197,7 +208,11 @@ class Settings(_Section):
     """Runner -> how it is run."""
     env: EnvSettings = EnvSettings()
     hooks: Hooks = Hooks()
+    ports: PortsSettings = PortsSettings()
+    notify: NotifySettings = NotifySettings()
     harvest: HarvestSettings = HarvestSettings()
+    sync: SyncSettings = SyncSettings()
+    warm: WarmSettings = WarmSettings()
 
     @field_validator("version", mode="before")
     @classmethod
@@ -206,12 +221,12 @@ class Settings(_Section):
         return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
-class RepoDispatch(_Section):
+class RepoDispatch(Section):
     default_agent: str = ""
     default_template: str = ""
 
 
-class RepoSettings(_Section):
+class RepoSettings(Section):
     """A repository's own `.core/agents.yaml`. `hooks` and `commands` run programs: only for a trusted repository."""
 
     version: Literal[1] = 1
@@ -225,7 +240,7 @@ class RepoSettings(_Section):
     @property
     def runs_commands(self) -> bool:
         """Whether there is anything in it that must be trusted first."""
-        return bool(self.hooks.setup.run or self.commands)
+        return bool(self.hooks.setup.run or self.hooks.teardown.run or self.commands)
 
     def harmless(self) -> RepoSettings:
         """The part that may be applied without trust."""

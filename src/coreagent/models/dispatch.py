@@ -274,6 +274,8 @@ class Repo(BaseModel):
     """SHA-256 of the repository's `.core/` settings as they were when a person trusted them; "" = not trusted."""
     bypass_consent: bool = False
     """A person agreed once that agents may run here without asking and without a sandbox."""
+    managed: bool = False
+    """Its checkout follows its remote: core-agent may fast-forward it. Anybody else's is fetched and never moved."""
     added_at: datetime
 
 

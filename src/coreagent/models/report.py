@@ -291,6 +291,45 @@ class RepoRow(BaseModel):
     trust_stale: bool = False
     """The repository's `.core/` settings changed after they were trusted."""
     bypass_consent: bool = False
+    managed: bool = False
+    """Its checkout follows its remote."""
+    fetched_at: datetime | None = None
+    """When its remote was last heard of, since the daemon started."""
+    fetch_failures: int = 0
+    """Fetches in a row that failed; the next one waits the longer."""
+    fetch_error: str = ""
+    next_fetch: datetime | None = None
+
+
+class FetchRow(BaseModel):
+    """What one fetch brought."""
+
+    repo: str
+    """`org/name`; the path of one that is not registered."""
+    path: str
+    remote: bool = True
+    """False when it has no remote `origin`."""
+    moved: list[str] = Field(default_factory=list)
+    """Remote-tracking branches that are new or elsewhere now, as `origin/main`."""
+    error: str = ""
+    hint: str = ""
+
+
+class SyncReply(BaseModel):
+    """Answer of `repo sync`."""
+
+    repo: str
+    path: str
+    managed: bool
+    branch: str
+    state: Literal["current", "forwarded", "reset", "fetched"]
+    """`fetched`: the checkout is not managed, so it was not moved."""
+    before: str = ""
+    after: str = ""
+    moved: list[str] = Field(default_factory=list)
+    kept: str = ""
+    """Name under which `rescue apply` brings back what a reset took away; "" when there was nothing."""
+    note: str = ""
 
 
 class RepoRemoved(BaseModel):
