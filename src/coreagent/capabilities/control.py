@@ -12,7 +12,8 @@ from coreagent.capabilities.parameter import Pool, Repository, Workspace
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, environment, intake, launch, prep, rows
+from coreagent.dispatch import after as order
+from coreagent.dispatch import bring, environment, intake, launch, ports, prep, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
@@ -135,6 +136,7 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
         if plan.session_id != found.session_id:
             await engine.update(found, session_id=plan.session_id)
     told = {"CORE_AGENT_DISPATCH": found.id, "CORE_AGENT_WORKSPACE": found.workspace, "PWD": str(place.repo)}
+    told |= ports.environment(found)
     return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
 
 
@@ -211,11 +213,31 @@ async def queue_freeze(core: Core, pool: Pool = "") -> QueueReport:
     return rows.queue_report(core.engine)
 
 
+async def _go_on(core: Core, caller: Caller, found: Dispatch) -> None:
+    async with core.engine.deciding(found.id):
+        found = core.engine.board.get(found.id, found)
+        if found.state is not State.QUEUED:
+            raise CoreAgentError(
+                "illegal_move",
+                f"{found.workspace} is {found.state}, not queued",
+                hint=f"`core-agent why {found.name}` tells what it needs",
+            )
+        freed = core.engine.after.freed(found) if order.is_held(found) else {}
+        await core.engine.update(found, **{"waiting_until": None, "waiting_for": "", **freed})
+
+
 @capability("queue.start", tool="agentic_dispatch_start", cli="queue start")
-async def queue_start(core: Core, caller: Caller, pool: Pool = "", repo: Repository = "") -> QueueReport:
-    """Let a frozen queue go on; with `pool`, one that is frozen or parked; with `repo`, one that is left alone."""
+async def queue_start(
+    core: Core, caller: Caller, pool: Pool = "", repo: Repository = "", workspace: Workspace = ""
+) -> QueueReport:
+    """Let a frozen queue go on; with `pool`, one that is frozen or parked; with `repo`, one that is left alone.
+
+    With `workspace`, a task that waits for a time or for other tasks waits no longer.
+    """
     engine = core.engine
     _check_pool(engine, pool)
+    if workspace:
+        await _go_on(core, caller, await find_open(core, workspace))
     if repo:
         found = intake.registered(engine, caller, repo)
         await engine.set_controls(engine.pools.close_breaker(f"{found.org}/{found.name}"))
@@ -225,7 +247,7 @@ async def queue_start(core: Core, caller: Caller, pool: Pool = "", repo: Reposit
             now = engine.board.get(waiting.id, waiting)
             if now.state is State.QUEUED and now.waiting_until is not None:
                 await engine.update(now, waiting_until=None, waiting_for="")
-    if not pool and not repo:
+    if not pool and not repo and not workspace:
         await engine.set_controls({key: None for key in engine.controls if key.startswith("frozen")})
     engine.poke()
     return rows.queue_report(engine)

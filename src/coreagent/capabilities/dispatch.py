@@ -8,16 +8,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from coreagent import runners
+from coreagent.capabilities import predecessors
 from coreagent.capabilities.parameter import (
+    After,
     Agent,
     Arguments,
     Branch,
     DryRun,
     Ephemeral,
+    Escalate,
     Expect,
     IdleTimeout,
     Issue,
     Name,
+    OnTop,
     Org,
     Permissions,
     Persona,
@@ -37,7 +41,8 @@ from coreagent.capabilities.parameter import (
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, environment, intake, launch, prep, rows
+from coreagent.dispatch import after as order
+from coreagent.dispatch import arrival, bring, environment, intake, launch, prep, rows
 from coreagent.dispatch.intake import Request
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -76,6 +81,9 @@ async def dispatch(
     args: Arguments = [],  # noqa: B006
     name: Name = "",
     script: Script = "",
+    after: After = [],  # noqa: B006
+    on_top: OnTop = False,
+    escalate: Escalate = False,
     dry_run: DryRun = False,
 ) -> DispatchReply:
     """Give a task to an agent in a workspace of its own and return at once.
@@ -85,6 +93,7 @@ async def dispatch(
     """
     core.mark("received")
     core.require_settings()
+    before = await predecessors.find(core, after, branch, on_top)
     options = Options(
         template=template,
         plan_template=plan_template,
@@ -92,7 +101,7 @@ async def dispatch(
         variables=variables,
         issue=issue,
         pr=pr,
-        branch=branch,
+        branch=before.branch,
         tag=tag,
         timeout_s=timeout_s,
         idle_timeout_s=idle_timeout_s,
@@ -102,9 +111,13 @@ async def dispatch(
         ephemeral=ephemeral,
         args=args,
         script=script,
+        after=before.ids,
+        on_top=before.on_top,
+        escalate=escalate,
     )
     request = Request(task=task, options=options, repo=repo, org=org, agent=agent, name=name, priority=priority)
     made, base = await intake.resolve(core.engine, caller, request)
+    before.check(made)
     if dry_run:
         try:
             return await _dry_run(core, caller, made, base)
@@ -114,7 +127,7 @@ async def dispatch(
     if again is not None:
         core.engine.forget_settings(made)
         return await _resume(core, caller, again.id, prompt=task)
-    return reply(core, await intake.queue(core.engine, caller, made, base))
+    return reply(core, await arrival.queue(core.engine, caller, made, base))
 
 
 @capability("prep", tool="agentic_prep_workspace", cli="workspace prep")
@@ -141,7 +154,7 @@ async def prepare_workspace(
     )
     request = Request(task=task, options=options, repo=repo, org=org, agent=agent, name=name)
     made, base = await intake.resolve(core.engine, caller, request)
-    held = await intake.queue(core.engine, caller, made, base, held=True)
+    held = await arrival.queue(core.engine, caller, made, base, held=True)
     async with core.engine.deciding(held.id):
         held = core.engine.board.get(held.id, held)
         if held.state is State.PAUSED:
@@ -176,7 +189,7 @@ async def _resume(
     found = await find_open(core, workspace)
     async with core.engine.deciding(found.id):
         found = core.engine.board.get(found.id, found)
-        if found.state is State.QUEUED and found.waiting_until is not None:
+        if found.state is State.QUEUED and (found.waiting_until is not None or order.is_held(found)):
             resumed = await _go_at_once(core, caller, found, answer or prompt)
         else:
             resumed = await _put_back(core, caller, found, answer, prompt, fresh)
@@ -202,14 +215,17 @@ async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, pr
         # What is left lying there would be taken for a new question at the end of the next turn.
         await asyncio.to_thread(bring.remove_note, place.repo, "BLOCKED.md")
     await _keep_environment(core, caller, found)
+    # Paused before its turn came: what it was to come after is asked again, unless a person saw that and goes on.
+    waits = core.engine.after.fields(found) if found.options.after and not found.runs else {}
+    if waits.get("waiting_for") != order.WAITS:
+        waits = core.engine.after.freed(found) if waits else {}
     return await core.engine.update(
         found,
         state=State.QUEUED,
         reason=None,
-        detail="",
         question="",
         waiting_until=None,
-        waiting_for="",
+        **{"detail": "", "waiting_for": "", **waits},
         next_kind=kind,
         next_prompt=text,
         queued_at=core.now(),
@@ -227,10 +243,11 @@ async def _go_at_once(core: Core, caller: Caller, found: Dispatch, more: str) ->
     found = core.engine.board.get(found.id, found)
     if found.state is not State.QUEUED:
         _check_resumable(core, found)  # its time came while we wrote: busy
+    freed = core.engine.after.freed(found) if order.is_held(found) else {}
     said = found.next_prompt
     if more:
         said = more if said in ("", CONTINUE) else f"{said}\n\n{more}"
-    return await core.engine.update(found, waiting_until=None, waiting_for="", next_prompt=said)
+    return await core.engine.update(found, **{"waiting_until": None, "waiting_for": "", "next_prompt": said, **freed})
 
 
 async def _keep_environment(core: Core, caller: Caller, found: Dispatch) -> None:

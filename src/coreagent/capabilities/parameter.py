@@ -45,3 +45,12 @@ Name = Annotated[str, Field(description="Name of the workspace; made of the task
 Script = Annotated[str, Field(description="YAML text for the `scripted` runner")]
 DryRun = Annotated[bool, Field(description="Start nothing; show what would be")]
 Pool = Annotated[str, Field(description="One pool of agents; all by default")]
+After = Annotated[
+    list[str], Field(description="Workspaces that must have ended well before this one starts, as WORKSPACE is given")
+]
+OnTop = Annotated[
+    bool, Field(description="Start from the result of the task it comes after, not from what stands there now")
+]
+Escalate = Annotated[
+    bool, Field(description="The next agent of the list is tried too when the one before it changed nothing")
+]

@@ -7,7 +7,7 @@ import time
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import cleanup, rows
+from coreagent.dispatch import after, cleanup, ports, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -182,16 +182,26 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
             until = f" until {at}" if at else ""
             repo = f"{d.org}/{d.repo}"
             return f"{repo} is left alone{until} ({held.detail}); `core-agent queue start --repo {repo}` ends that."
-        case "after":
-            return f"It waits for {', '.join(_predecessors(engine, d)) or 'another task'}."
+        case after.WAITS:
+            return f"It waits for {', '.join(_predecessors(engine, d)) or 'another task'} to end well."
+        case after.FAILED:
+            return f"It is held up: {d.detail}. A person must say whether it goes on all the same."
         case word:
             return f"It waits for {word}{f' until {at}' if at else ''}."
 
 
 def _predecessors(engine: Engine, d: Dispatch) -> list[str]:
     """Names and states of the tasks that must end well before this one."""
-    known = [engine.board.get(i) for i in d.options.after]
-    return [f"{other.name} ({other.state})" for other in known if other is not None]
+    known = [other for i in d.options.after if (other := engine.after.known(i)) is not None]
+    return [f"{other.name} ({other.state})" for other in known if after.ending(other) is None]
+
+
+async def _names(core: Core, ids: list[str]) -> list[str]:
+    """What tasks are called that may have left the board."""
+    found = {one: other.name for one in ids if (other := core.engine.after.known(one)) is not None}
+    if len(found) < len(ids):
+        found |= {d.id: d.name for d in await core.store.history(HISTORY_SEARCHED) if d.id in ids}
+    return [found.get(one, one) for one in ids]
 
 
 async def _facts(core: Core, d: Dispatch) -> list[str]:
@@ -205,6 +215,9 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
                 "changed files of the work tree were left out",
             )
         )
+    if d.options.after:
+        top = ", and starts from the result of that" if d.options.on_top else ""
+        said.append(f"comes after {', '.join(await _names(core, d.options.after))}{top}")
     if d.settings_note:
         said.append(d.settings_note)
     if d.setup_note:
@@ -230,6 +243,10 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         said.append("denied tools: " + ", ".join(d.denied_tools))
     if d.harvest.rescue_ref:
         said.append(f"its tip is kept under {d.harvest.rescue_ref}")
+    if d.port:
+        said.append(f"its ports {'were' if d.workspace_gone else 'are'} {ports.shown(d)}")
+    if d.teardown_note:
+        said.append(d.teardown_note)
     if d.workspace_gone:
         said.append("its workspace was archived and deleted")
         if place := cleanup.kept_whole(core.home, d):
@@ -271,6 +288,8 @@ def _next(d: Dispatch) -> list[str]:
             return [f"core-agent diff {name}", f"core-agent accept {name}", f'core-agent resume {name} "also do ..."']
         case State.COMPLETED:
             return [f"core-agent logs {name}", f'core-agent resume {name} "also do ..."', f"core-agent reject {name}"]
+        case State.QUEUED if after.is_held(d):
+            return [f"core-agent queue start {name}", f"core-agent queue drop {name}"]
         case State.QUEUED:
             return [f"core-agent queue drop {name}", "core-agent queue list"]
         case State.RUNNING | State.PREPARING:
@@ -329,6 +348,7 @@ async def history(core: Core, limit: int = 50) -> list[HistoryRow]:
             started_at=d.started_at,
             ended_at=d.ended_at,
             task=(d.task.splitlines() or [""])[0][: rows.TASK_SHOWN],
+            note=d.teardown_note,
         )
         for d in found
     ]

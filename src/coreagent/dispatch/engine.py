@@ -18,11 +18,13 @@ from typing import Any
 
 from coreagent import events, paths
 from coreagent.core import Core
-from coreagent.dispatch import admission, claim, cleanup, environment, fallback, names, recovery, trust
+from coreagent.dispatch import admission, claim, cleanup, environment, fallback, names, ports, recovery, trust
 from coreagent.dispatch import attempt as attempts_of_work
+from coreagent.dispatch.after import After
 from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.pools import KEPT, Pools
+from coreagent.dispatch.sync import Sync
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
 from coreagent.models.dispatch import ACTIVE, RESTING, Attempt, Dispatch, Event, Repo, State, check_move
@@ -69,7 +71,9 @@ class Engine:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.controls: dict[str, Any] = {}
         self.pools = Pools()
+        self.after = After(self.board)
         self.free_memory = admission.free_memory
+        self.sync = Sync(self)
         self.run_attempt = attempts_of_work.run
         self.recover_attempt = recovery.recover
         """What a claim, and an attempt that a restart finds, come to: other hands than the real ones are for tests."""
@@ -106,6 +110,7 @@ class Engine:
     async def load(self) -> None:
         snapshot = await asyncio.to_thread(self.core.store.load)
         self.board = Board(d for d in snapshot.dispatches if not d.workspace_gone)
+        self.after = After(self.board, snapshot.dispatches)
         self.attempts = {key: a for key, a in snapshot.attempts.items() if key in self.board}
         self.repos = {(r.org, r.name): r for r in snapshot.repos}
         self.controls = dict(snapshot.controls)
@@ -141,23 +146,49 @@ class Engine:
         now = self.core.now()
         since = now if state is not old.state or old.state_since is None else old.state_since
         new = old.model_copy(update={**changes, "changed_at": now, "state_since": since})
-        told = [self._event(new, m) for m in (*messages, self._moved(new))]
+        # Those that waited for it go on, or are held up, in the transaction that ends it.
+        followers = self.after.followers(new, self.arriving, now)
+        told = [self._event(new, m) for m in messages]
+        told += [self._event(d, self._moved(d)) for d in (new, *(after for _, after in followers))]
         batch: list[Any] = [SaveDispatch(new), *(SaveEvent(e) for e in told), *extra, *_saved(controls or {})]
+        batch += [SaveDispatch(after) for _, after in followers]
         if attempt is not None:
             batch.append(SaveAttempt(attempt))
         previous_attempt = self.attempts.get(new.id)
         self._remember(new, attempt)
+        for _, after in followers:
+            self._remember(after, None)
         try:
             saved = await self.core.store.commit(*batch)
         except BaseException:
-            if self.board.get(new.id, new) is new:
-                self._restore(old, previous_attempt)
+            for before, after in [(old, new), *followers]:
+                if self.board.get(after.id, after) is after:
+                    self._restore(before, previous_attempt if after is new else self.attempts.get(after.id))
             raise
         self._apply(controls or {})
         self._tell(saved)
-        if old.state in ACTIVE and new.state not in ACTIVE:
+        if followers or (old.state in ACTIVE and new.state not in ACTIVE):
             self.poke()  # a slot is free
         return new
+
+    async def arrive(self, made: Sequence[Dispatch], extra: Sequence[Any] = ()) -> None:
+        """Put new dispatches on the board and write them, all of them or none; not claimed before they are durable.
+
+        Raises: store errors, after which none of them is on the board.
+        """
+        told = [self._event(d, self._moved(d)) for d in made]
+        self.arriving.update(d.id for d in made)
+        for dispatch in made:
+            self._remember(dispatch, None)
+        try:
+            saved = await self.core.store.commit(*extra, *map(SaveDispatch, made), *map(SaveEvent, told))
+        except BaseException:
+            for dispatch in made:
+                self._remember(dispatch.model_copy(update={"workspace_gone": True}), None)
+            raise
+        finally:
+            self.arriving.difference_update(d.id for d in made)
+        self._tell(saved)
 
     def _tell(self, saved: Sequence[Event]) -> None:
         """Publish events that the store has numbered, and wake whoever waits in `changed`."""
@@ -170,12 +201,14 @@ class Engine:
     def _restore(self, old: Dispatch, attempt: Attempt | None) -> None:
         """Take a change back that could not be written."""
         self.board[old.id] = old
+        self.after.note(old)
         if attempt is not None:
             self.attempts[old.id] = attempt
         else:
             self.attempts.pop(old.id, None)
 
     def _remember(self, new: Dispatch, attempt: Attempt | None) -> None:
+        self.after.note(new)
         if new.workspace_gone:
             for of_one in (self.board, self.attempts, self._applied, self.bases, self.troubles, self.stop_wishes):
                 of_one.pop(new.id, None)
@@ -331,6 +364,7 @@ class Engine:
     async def start(self) -> None:
         """Reconcile with what happened while nobody looked, then begin to claim."""
         await recovery.reconcile(self)
+        await self.after.look_again(self)
         self._loop_task = asyncio.create_task(self._drain(), name="drain")
         self._clean_task = asyncio.create_task(self._clean(), name="clean")
 
@@ -343,7 +377,7 @@ class Engine:
             self._poke.clear()
             try:
                 await self._tell_limits()
-                await self._go_around_parks()
+                await fallback.go_around_parks(self)
                 while await self._claim_one():
                     pass
             except CoreAgentError as error:
@@ -365,18 +399,6 @@ class Engine:
             if known.get(key) != totals.get(key):
                 await self.core.store.commit(SetControl(key, totals.get(key)))
         self.controls = {k: v for k, v in self.controls.items() if k not in known} | totals
-
-    async def _go_around_parks(self) -> None:
-        """Hand what waits for a parked pool to the next agent of its list."""
-        now = self.core.now()
-        parked = [pool for pool, park in self.pools.parks.items() if park.until > now]
-        for dispatch_id in [i for pool in parked for i in self.board.queued.flexible.get(pool, ())]:
-            waiting = self.board.get(dispatch_id)
-            if waiting is None or waiting.state is not State.QUEUED or dispatch_id in self.arriving:
-                continue
-            changes = fallback.around_park(self, waiting, now)
-            if changes is not None:
-                await self.update(waiting, **changes)
 
     def _until_next(self) -> float | None:
         facts = self.facts()
@@ -411,6 +433,7 @@ class Engine:
                 attempt_id=attempt.id,
                 waiting_for="",
                 waiting_until=None,
+                **ports.block_for(self, chosen),
             )
         except BaseException:
             self.pools.never_started(chosen.pool, attempt.id)

@@ -59,6 +59,19 @@ def unusable(engine: Engine, dispatch: Dispatch, error: CoreAgentError, now: dat
     return _next(engine, dispatch, error.slug, now) if error.slug in UNUSABLE else None
 
 
+async def go_around_parks(engine: Engine) -> None:
+    """Hand what waits for a parked pool to the next agent of its list."""
+    now = engine.core.now()
+    parked = [pool for pool, park in engine.pools.parks.items() if park.until > now]
+    for dispatch_id in [i for pool in parked for i in engine.board.queued.flexible.get(pool, ())]:
+        waiting = engine.board.get(dispatch_id)
+        if waiting is None or waiting.state is not State.QUEUED or dispatch_id in engine.arriving:
+            continue
+        changes = around_park(engine, waiting, now)
+        if changes is not None:
+            await engine.update(waiting, **changes)
+
+
 def around_park(engine: Engine, dispatch: Dispatch, now: datetime) -> dict[str, Any] | None:
     """The same for a task that waits in a parked pool."""
     park = engine.pools.parks.get(dispatch.pool)

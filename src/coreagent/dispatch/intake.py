@@ -9,12 +9,12 @@ import asyncio
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coreagent import config, paths, runners
 from coreagent.capability import Caller
 from coreagent.content import library
-from coreagent.dispatch import environment, launch, names, trust
+from coreagent.dispatch import launch, names, trust
 from coreagent.dispatch.choice import Choice, agents_of, choose
 from coreagent.errors import CoreAgentError
 from coreagent.git import ref as refs
@@ -22,7 +22,6 @@ from coreagent.git.inspect import Base, inspect
 from coreagent.git.inspect import resolve as resolve_ref
 from coreagent.models.dispatch import Dispatch, Fate, Options, Repo, State
 from coreagent.plural import plural
-from coreagent.store.change import SaveRepo
 
 if TYPE_CHECKING:
     from coreagent.core import Core
@@ -369,62 +368,3 @@ def existing_for_issue(engine: Engine, dispatch: Dispatch) -> Dispatch | None:
         if same and one.fate is Fate.OPEN and one.state in (State.PAUSED, State.BLOCKED, State.FAILED, State.CANCELLED):
             return one
     return None
-
-
-async def queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, *, held: bool = False) -> Dispatch:
-    """Put a resolved dispatch on the queue, durably; with `held`, paused until it is resumed.
-
-    Raises: store_ephemeral, store_write_failed, no_space.
-    """
-    core = engine.core
-    if core.store.ephemeral and not dispatch.options.ephemeral:
-        engine.forget_settings(dispatch)
-        raise CoreAgentError(
-            "store_ephemeral",
-            "the daemon's state is in memory only and would be lost when it stops",
-            cause=core.store.why,
-            hint="mend that and `core-agent daemon restart`, or dispatch with --ephemeral",
-        )
-    # Up to the first await nobody else runs: name and repository are settled here, whoever asks at the same time.
-    repo = register(engine, base, dispatch.org if dispatch.org != "local" else "", f"{dispatch.org}/{dispatch.repo}")
-    name = dispatch.name
-    if (repo.org, repo.name) != (dispatch.org, dispatch.repo):
-        # Registered by somebody else while we looked: the name was chosen among the workspaces of another one.
-        name = names.unique(name, open_names(engine, repo))
-    dispatch = dispatch.model_copy(update={"org": repo.org, "repo": repo.name, "name": name})
-    place = (repo.org, repo.name, name)
-    engine.reserved.add(place)
-    try:
-        return await _queue(engine, caller, dispatch, base, repo, held)
-    finally:
-        engine.reserved.discard(place)
-
-
-async def _queue(engine: Engine, caller: Caller, dispatch: Dispatch, base: Base, repo: Repo, held: bool) -> Dispatch:
-    core = engine.core
-    key = (repo.org, repo.name)
-    new_repo = key not in engine.repos
-    engine.repos.setdefault(key, repo)
-    env = launch.kept_environment(core, caller, dispatch)
-    changes: dict[str, Any] = {"state": State.PAUSED, "detail": "not started; `resume` starts it"} if held else {}
-    extra = [SaveRepo(repo)] if new_repo else []
-    try:
-        await asyncio.to_thread(environment.save, core.home, dispatch.id, env)
-        core.crash_point("before-queue")
-        engine.arriving.add(dispatch.id)
-        engine.board[dispatch.id] = dispatch
-        engine.bases[dispatch.id] = base
-        queued = await engine.update(dispatch, extra=extra, **changes)
-    except BaseException:
-        engine.board.pop(dispatch.id, None)
-        engine.bases.pop(dispatch.id, None)
-        engine.forget_settings(dispatch)
-        if new_repo:
-            engine.repos.pop(key, None)
-        environment.forget(core.home, dispatch.id)
-        raise
-    finally:
-        engine.arriving.discard(dispatch.id)
-    core.crash_point("queued")
-    engine.poke()
-    return queued

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import paths, runners
-from coreagent.dispatch import cleanup, hook, prompt, stack
+from coreagent.dispatch import cleanup, hook, ports, prompt, stack
 from coreagent.dispatch.workspace import AUTHOR, SIDECARS, Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import cache as git_cache
@@ -45,6 +45,10 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     template = dispatch.options.template or engine.settings_of(dispatch).settings.dispatch.default_template
     hooked = hook.wanted(engine, dispatch)
     base = engine.bases.pop(dispatch.id, None)
+    if base is not None and base.sha != dispatch.base_sha:
+        base = None  # it starts from the result of another task, which came after intake had looked
+    if block := ports.block_for(engine, dispatch):
+        dispatch = await engine.update(dispatch, **block)  # a claim has done so already
     new = await asyncio.to_thread(_make, core, dispatch, place, base, template, hooked)
     if new is None:
         if dispatch.options.with_changes and not dispatch.start_sha and not dispatch.runs:
@@ -132,6 +136,8 @@ def rebuild_base(dispatch: Dispatch) -> Base:
 def _check_out(core: Core, dispatch: Dispatch, place: Layout, base: Base) -> git_checkout.Checkout:
     cleanup.remove_tree(place.root)
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
+    if dispatch.options.on_top:
+        git_cache.hold(cache, base.sha)
     git_cache.ensure_cache(cache, base)
     core.mark("cached")
     for directory in (place.root, place.meta, place.specs, place.tmp):

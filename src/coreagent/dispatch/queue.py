@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from coreagent.models.dispatch import Dispatch
 
 PRIORITY_STEP_S = 3600.0
-HELD = frozenset({"after"})
+HELD = frozenset({"after", "after_failed"})
 """Words of `waiting_for` that an event ends, not a time."""
 
 Key = tuple[float, str]

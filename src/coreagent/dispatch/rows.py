@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from coreagent.dispatch import claim, limits
+from coreagent.dispatch import after, claim, limits
 from coreagent.dispatch.limits import Obstacle, Starts
 from coreagent.dispatch.workspace import layout
 from coreagent.models.agent import Reason
@@ -32,7 +32,7 @@ def needs_me(dispatch: Dispatch) -> bool:
     """True when nothing goes on without a person."""
     if dispatch.fate is not Fate.OPEN:
         return False
-    if dispatch.state in (State.BLOCKED, State.FAILED, State.PAUSED):
+    if dispatch.state in (State.BLOCKED, State.FAILED, State.PAUSED) or dispatch.waiting_for == after.FAILED:
         return True
     return dispatch.state is State.COMPLETED and not (
         dispatch.reason is Reason.NO_CHANGES and dispatch.options.expect == "none"

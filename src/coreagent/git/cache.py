@@ -58,6 +58,13 @@ def ensure_cache(cache: Path, base: Base) -> None:
         note(cache, BASES + base.sha, base.sha)
 
 
+def hold(cache: Path, sha: str) -> None:
+    """Keep a commit that the cache has of somebody's work as a base, though the user's repository may not have it."""
+    if (cache / "HEAD").exists() and not _holds(cache, sha) and present(cache, [sha]):
+        with locked(cache), disk():
+            note(cache, BASES + sha, sha)
+
+
 def import_commit(cache: Path, user_git_dir: Path, sha: str) -> None:
     """Bring a commit of the user's into the cache. The caller holds the lock."""
     theirs = _shallow(refs.common_dir_of(user_git_dir))

@@ -118,8 +118,12 @@ class Options(BaseModel):
     """All agents that may do it, in the order in which they are tried; empty when there is one."""
     after: list[str] = Field(default_factory=list)
     """Ids of dispatches that must have ended well before this one starts."""
+    on_top: str = ""
+    """Id of the one of `after` whose result this one starts from, "" for the base as it was asked for."""
     batch: str = ""
     """Id that the dispatches of one command share."""
+    batch_key: str = ""
+    """Which task of its batch it is; the siblings that do the same task side by side share it."""
     escalate: bool = False
     """The next agent of the list is tried too when the one before it changed nothing."""
 
@@ -208,7 +212,7 @@ class Dispatch(BaseModel):
     fate: Fate = Fate.OPEN
     waiting_until: datetime | None = None
     waiting_for: str = ""
-    """Why a queued dispatch waits, as far as it is its own reason: rate_limit, after, restart, workspace."""
+    """Why a queued dispatch waits, as far as it is its own reason: rate_limit, after, after_failed, restart."""
     session_id: str = ""
     next_prompt: str = ""
     """Set while queued by `resume`: what the next turn says."""
@@ -241,6 +245,12 @@ class Dispatch(BaseModel):
     """What of the repository's own settings was not applied, and why: one line."""
     setup_note: str = ""
     """What a person should know of the setup hook's traces: one line, whatever becomes of the dispatch."""
+    teardown_note: str = ""
+    """How the teardown hook failed: one line; the workspace went all the same."""
+    port: int = 0
+    """The first port of its block; 0 when it has none."""
+    ports: int = 0
+    """How many ports its block has."""
     denied_tools: list[str] = Field(default_factory=list)
     workspace_gone: bool = False
     created_at: datetime

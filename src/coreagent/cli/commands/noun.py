@@ -53,9 +53,23 @@ def queue_freeze(pool: Pool = "", as_json: Json = False) -> None:
 
 
 @queue.command("start")
-def queue_start(pool: Pool = "", as_json: Json = False) -> None:
-    """Let the queue go on."""
-    _queue(session().call("queue.start", pool=pool), as_json)
+def queue_start(
+    pool: Annotated[
+        str, typer.Argument(metavar="POOL|WORKSPACE", help="One pool, or a task that waits; everything when left out.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Let the queue go on: all of it, a pool, or one task that waits for a time or for others."""
+    try:
+        report = session().call("queue.start", pool=pool)
+    except CoreAgentError as error:
+        if error.slug != "pool_not_found":
+            raise
+        try:
+            report = session().call("queue.start", workspace=pool)
+        except CoreAgentError as other:
+            raise (error if other.slug == "workspace_not_found" else other) from None
+    _queue(report, as_json)
 
 
 @queue.command("drop")

@@ -36,6 +36,8 @@ _WAITING = {
     "rate_limit": "rate limit",
     "restart": "waits for the daemon's restart",
     "workspace": "another turn holds the workspace",
+    "after": "waits for another task",
+    "after_failed": "what it waits for did not end well",
     "start": "waits for `queue start`",
 }
 
@@ -110,6 +112,8 @@ def what_now(row: WorkspaceRow, now: datetime) -> str:
         case State.BLOCKED:
             return "asks: " + (one_line(row.question) or said or "see BLOCKED.md")
         case State.QUEUED:
+            if row.waiting_for.startswith("after") and said:
+                return said
             waits = _WAITING.get(row.waiting_for, one_line(row.waiting_for) or "waits for its turn")
             if row.waiting_until is not None:
                 waits += f", until {clock(row.waiting_until, now)}"
