@@ -179,7 +179,7 @@ def test_queue_registry_and_counts_after_a_restart(home: Home) -> None:
     first, shim = begin(world, "one")
     for name, priority in (("two", "0"), ("three", "5")):
         assert world.dispatch(name, "--agent", "command:gated", "--priority", priority)
-    home.run("queue", "freeze", "other")
+    home.run("queue", "freeze", "codex")
     before = [home.json("queue", "list"), home.json("repo", "list"), home.json("status")["counts"]]
     assert [r["workspace"].split("/")[-1] for r in before[0]["rows"]] == ["three", "two"]
     pool = {p["pool"]: p for p in home.json("status")["pools"]}["command"]
