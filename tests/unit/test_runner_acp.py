@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from coreagent import config
+from coreagent.dispatch import logbook
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, EventKind, Reason, Usage
 from coreagent.runners import acp
@@ -318,3 +319,18 @@ def test_the_settings_know_the_same_agents() -> None:
         with pytest.raises(CoreAgentError) as caught:
             config.resolve_agent(text, settings)
         assert hint in caught.value.hint
+
+
+def test_a_page_of_the_log_ends_before_what_is_not_yet_said(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tool = update("tool_call", toolCallId="t", title="write", kind="edit", status="in_progress")
+    lines = [*OPENED, chunk("I "), chunk("will."), tool, chunk("Do")]
+    out.write_bytes(b"\n".join(lines) + b"\n")
+    page = logbook.read_page(out, AcpParser(), 1, logbook.Place(), 100, whole_lines=True)
+    assert [entry.event.text for entry in page.entries if entry.event.kind is EventKind.TEXT] == ["I will."]
+    with out.open("ab") as file:
+        file.write(chunk("ne.") + b"\n")
+    again = logbook.read_page(out, AcpParser(), 1, page.next, 100, whole_lines=True)
+    assert again.entries == [] and again.next == page.next
+    last = logbook.read_page(out, AcpParser(), 1, page.next, 100, whole_lines=False)
+    assert [(entry.event.text, entry.offset) for entry in last.entries] == [("Done.", page.next.entries + 1)]

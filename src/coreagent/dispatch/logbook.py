@@ -50,9 +50,14 @@ class Page:
 
 
 def read_page(out: Path, parser: Parser, n: int, place: Place, limit: int, *, whole_lines: bool) -> Page:
-    """Parse from `place` on until `limit` entries or PAGE_BYTES; with `whole_lines`, an unfinished last line waits."""
+    """Parse from `place` on until `limit` entries or PAGE_BYTES; with `whole_lines`, an unfinished last line waits.
+
+    So does what the parser holds back: the page ends before it, for the next one begins with another parser.
+    """
     entries: list[LogEntry] = []
     offset, seen = place.offset, place.entries
+    whole = place
+    """Where nothing was held back."""
     try:
         with open_plain(out) as file:
             file.seek(offset)
@@ -63,11 +68,24 @@ def read_page(out: Path, parser: Parser, n: int, place: Place, limit: int, *, wh
                 for event in parser.feed(line):
                     seen += 1
                     entries.append(LogEntry(attempt=n, offset=seen, event=event))
+                if not parser.pending:
+                    whole = Place(offset, seen)
+                elif offset - place.offset < PAGE_BYTES:
+                    continue
                 if len(entries) >= limit or offset - place.offset >= PAGE_BYTES:
-                    return Page(entries, Place(offset, seen), offset < os.fstat(file.fileno()).st_size)
+                    entries += _held(parser, n, seen)
+                    after = Place(offset, place.entries + len(entries))
+                    return Page(entries, after, offset < os.fstat(file.fileno()).st_size)
     except OSError:
         pass  # not there, or no file: an agent can replace it
-    return Page(entries, Place(offset, seen), False)
+    if whole_lines and parser.pending:
+        return Page(entries[: whole.entries - place.entries], whole, False)
+    entries += _held(parser, n, seen)
+    return Page(entries, Place(offset, place.entries + len(entries)), False)
+
+
+def _held(parser: Parser, n: int, seen: int) -> list[LogEntry]:
+    return [LogEntry(attempt=n, offset=seen + i, event=event) for i, event in enumerate(parser.flush(), 1)]
 
 
 def tail_place(out: Path, lines: int) -> tuple[Place, int]:

@@ -78,6 +78,15 @@ class AcpParser(Parser):
         record = self._decode(line[1:])
         return [] if record is None else self._events_of(record, self._of_agent)
 
+    @property
+    def pending(self) -> bool:
+        return bool(self._said)
+
+    def flush(self) -> list[AgentEvent]:
+        events = self._spoken()
+        self._note(events)
+        return events
+
     # -- the shim's own lines
 
     def read(self, record: dict[str, Any]) -> list[AgentEvent]:
@@ -275,7 +284,7 @@ class AcpParser(Parser):
         return {"session_id": out.session_id, "usage": out.usage, "cost": out.cost, "terminal": True}
 
     def end(self, exit_code: int | None, signal: int | None, stderr_tail: bytes = b"") -> Outcome:
-        self._note(self._spoken())
+        self.flush()
         if self.outcome.terminal != "none":
             return self.outcome
         out = self.died(exit_code, signal, stderr_tail)

@@ -248,6 +248,15 @@ class Parser:
         """Turn one JSON object into events."""
         raise NotImplementedError
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was said that becomes an event only with a later line, or with `flush`."""
+        return False
+
+    def flush(self) -> list[AgentEvent]:
+        """Return as events what is pending."""
+        return []
+
     def end(self, exit_code: int | None, signal: int | None, stderr_tail: bytes = b"") -> Outcome:
         """Close the attempt with what the shim saw; returns `outcome`. May be called once."""
         raise NotImplementedError
