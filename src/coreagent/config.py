@@ -22,7 +22,7 @@ from coreagent import paths
 from coreagent.checked import check
 from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import read_plain
-from coreagent.upkeep import Hooks, NotifySettings, PortsSettings, Seconds, Section
+from coreagent.sections import Hooks, NotifySettings, PortsSettings, Seconds, Section
 from coreagent.yamlmarks import BadYaml, parse
 
 # The agent names a person may type without configuring anything. Which of them can run is for coreagent.runners.

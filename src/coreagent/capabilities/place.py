@@ -12,7 +12,7 @@ from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, cleanup, intake, names, rows, trust
+from coreagent.dispatch import bring, cleanup, intake, names, ports, rows, trust
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import inspect
@@ -52,6 +52,7 @@ async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
         attempts=[a.model_dump(mode="json", exclude={"prompt"}) for a in attempts],
         usage=found.usage,
         permissions=found.options.permissions or "edits",
+        ports=ports.shown(found),
         keep_until=cleanup.keep_until(engine, found),
     )
 
@@ -75,10 +76,13 @@ async def workspace_clean(core: Core, workspace: Workspace = "", dry_run: bool =
 
 
 @capability("repo.add", cli="repo add")
-async def repo_add(core: Core, caller: Caller, path: str = "", org: str = "", name: str = "") -> RepoRow:
+async def repo_add(
+    core: Core, caller: Caller, path: str = "", org: str = "", name: str = "", managed: bool | None = None
+) -> RepoRow:
     """Register a repository under an organisation and a name.
 
-    The same path again changes nothing, or its name when another one is given and it has no workspaces.
+    With `managed`, its checkout is core-agent's to move: `repo sync` and pushes fast-forward it. The same path again
+    changes nothing but that, or its name when another one is given and it has no workspaces.
     """
     engine = core.engine
     base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, path, "")))
@@ -87,17 +91,29 @@ async def repo_add(core: Core, caller: Caller, path: str = "", org: str = "", na
     org = names.check(org or (known.org if known else "core"), "org")
     name = names.check(name or (known.name if known else names.directory_name(base.top.name, "repo")))
     if known is not None and (known.org, known.name) == (org, name):
-        return repo_row(known)
+        return repo_row(core, await _managed(core, known, managed))
     if (taken := engine.repos.get((org, name))) is not None:
         raise CoreAgentError(
             "repo_exists", f"{org}/{name} is {taken.path}", hint="choose another --name, or another --org"
         )
     if known is not None:
-        return repo_row(await _rename(core, known, org, name))
-    made = Repo(org=org, name=name, path=str(base.top), default_branch=base.default_branch, added_at=core.now())
+        return repo_row(core, await _managed(core, await _rename(core, known, org, name), managed))
+    made = Repo(
+        org=org, name=name, path=str(base.top), default_branch=base.default_branch, managed=bool(managed),
+        added_at=core.now(),
+    )  # fmt: skip
     await core.store.commit(SaveRepo(made))
     engine.repos[(org, name)] = made
-    return repo_row(made)
+    return repo_row(core, made)
+
+
+async def _managed(core: Core, known: Repo, managed: bool | None) -> Repo:
+    if managed is None or managed == known.managed:
+        return known
+    changed = known.model_copy(update={"managed": managed})
+    await core.store.commit(SaveRepo(changed))
+    core.engine.repos[(known.org, known.name)] = changed
+    return changed
 
 
 async def _rename(core: Core, known: Repo, org: str, name: str) -> Repo:
@@ -133,7 +149,7 @@ async def repo_list(core: Core) -> list[RepoRow]:
     found = []
     for repo in sorted(core.engine.repos.values(), key=lambda r: (r.org, r.name)):
         offer = await asyncio.to_thread(trust.offered, repo) if repo.trusted_hash else None
-        row = repo_row(repo)
+        row = repo_row(core, repo)
         row.trust_stale = offer is not None and offer.hash != repo.trusted_hash
         found.append(row)
     return found
@@ -168,7 +184,7 @@ async def repo_remove(core: Core, caller: Caller, repo: str) -> RepoRemoved:
         if going is not None:
             await asyncio.to_thread(shutil.rmtree, going, ignore_errors=True)
     state: Literal["none", "removed", "kept"] = "removed" if going else "kept" if cache.exists() else "none"
-    return RepoRemoved(repo=repo_row(found), cache=state, rescued=max(rescued, kept))
+    return RepoRemoved(repo=repo_row(core, found), cache=state, rescued=max(rescued, kept))
 
 
 @capability("repo.trust", cli="repo trust")
@@ -195,10 +211,12 @@ async def repo_trust(
         )
         await core.store.commit(SaveRepo(row))
         engine.repos[(row.org, row.name)] = row
-    return TrustReply(repo=repo_row(row), hash=offer.hash, settings=offer.files, applied=apply or bypass)
+    return TrustReply(repo=repo_row(core, row), hash=offer.hash, settings=offer.files, applied=apply or bypass)
 
 
-def repo_row(repo: Repo) -> RepoRow:
+def repo_row(core: Core, repo: Repo) -> RepoRow:
+    sync = core.engine.upkeep.sync
+    known = sync.known(repo.path)
     return RepoRow(
         org=repo.org,
         name=repo.name,
@@ -206,4 +224,9 @@ def repo_row(repo: Repo) -> RepoRow:
         default_branch=repo.default_branch,
         trusted=bool(repo.trusted_hash),
         bypass_consent=repo.bypass_consent,
+        managed=repo.managed,
+        fetched_at=known.at,
+        fetch_failures=known.failures,
+        fetch_error=known.error,
+        next_fetch=sync.next_at(repo.path) if core.settings.sync.fetch_minutes else None,
     )

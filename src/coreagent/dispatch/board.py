@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from coreagent.dispatch.ports import Blocks
 from coreagent.dispatch.queue import Queue
 from coreagent.models.dispatch import ACTIVE, Dispatch, State
 
@@ -21,9 +22,13 @@ class Board(dict[str, Dispatch]):
         self.queued = Queue(d for d in known.values() if d.state is State.QUEUED)
         self.active: dict[str, Dispatch] = {d.id: d for d in known.values() if d.state in ACTIVE}
         """Those that hold a slot."""
+        self.blocks = Blocks()
+        for dispatch in known.values():
+            self.blocks.hold(dispatch)
 
     def __setitem__(self, key: str, dispatch: Dispatch) -> None:
         super().__setitem__(key, dispatch)
+        self.blocks.hold(dispatch)
         if dispatch.state is State.QUEUED:
             self.queued.put(dispatch)
         else:
@@ -36,4 +41,5 @@ class Board(dict[str, Dispatch]):
     def pop(self, key: str, default: Dispatch | None = None) -> Dispatch | None:  # type: ignore[override]
         self.queued.drop(key)
         self.active.pop(key, None)
+        self.blocks.free(key)
         return super().pop(key, default)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreagent import paths
-from coreagent.dispatch import bring, environment
+from coreagent.dispatch import bring, environment, hook
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
@@ -76,13 +76,15 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
         await asyncio.to_thread(_keep_whole, place, archive)
     elif dispatch.fate is not Fate.OPEN:
         await asyncio.to_thread(bring.drop_branch, dispatch)
+    # The work is safe by now, and where the checkout is all that is left of it, it is out of the hook's reach.
+    note = await hook.run_teardown(engine, dispatch, place, archive, checkout=extra is not None)
     core.crash_point("before-archive")
     await asyncio.to_thread(archive_meta, place, archive)
     core.crash_point("archived")
     await asyncio.to_thread(remove_tree, place.root)
     await asyncio.to_thread(_forget, core.home, dispatch.id)
     core.crash_point("workspace-removed")
-    return await engine.update(dispatch, extra=extra or (), workspace_gone=True)
+    return await engine.update(dispatch, extra=extra or (), workspace_gone=True, teardown_note=note)
 
 
 def _forget(home: str, dispatch_id: str) -> None:
@@ -111,8 +113,8 @@ def archive_meta(place: Layout, archive: Path) -> None:
         return
     archive.mkdir(mode=0o700, parents=True, exist_ok=True)
     for entry in place.meta.iterdir():
-        if entry.name == "prepared.json":
-            continue
+        if entry.name in ("prepared.json", hook.TEARDOWN_LOG, hook.TEARDOWN_DONE):
+            continue  # the hook's are in the archive already, and what an agent called so is none of them
         target = archive / entry.name
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)

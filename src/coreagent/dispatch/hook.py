@@ -1,11 +1,15 @@
-"""The setup hook: what runs in a fresh checkout before the agent, with a time limit, a log, and an end on demand.
+"""The hooks: what runs in a fresh checkout before the agent, and before a workspace is removed; each with a time limit,
+a log, and an end on demand.
 
-Preparation comes in here. Afterwards nothing that the hook left counts as the agent's work (git.setup).
+Preparation and cleaning come in here. What the setup hook left never counts as the agent's work (git.setup); what the
+teardown hook does can no longer be anybody's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,16 +20,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import attempts, paths
-from coreagent.dispatch import launch
+from coreagent.dispatch import launch, ports
 from coreagent.dispatch.workspace import AUTHOR, Layout
 from coreagent.errors import CoreAgentError, told
 from coreagent.git import setup as git_setup
 from coreagent.git.inspect import Base
 from coreagent.models.dispatch import Attempt, Dispatch
-from coreagent.plainfile import append_plain, open_plain
+from coreagent.plainfile import append_plain, open_plain, read_plain, write_plain
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
+
+log = logging.getLogger(__name__)
+
+TEARDOWN_LOG = "teardown.log"
+TEARDOWN_DONE = "teardown.json"
+"""In the archive of a workspace: how its teardown hook ended, so that it is not run again after a crash."""
 
 
 def wanted(engine: Engine, dispatch: Dispatch) -> bool:
@@ -41,14 +51,7 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
     hook = engine.settings_of(dispatch).settings.hooks.setup
     if not hook.run:
         return ""
-    env = launch.environment_of(engine.core, dispatch)
     marker = attempt.id if attempt else dispatch.id
-    env |= {
-        "CORE_AGENT_DISPATCH": dispatch.id,
-        "CORE_AGENT_WORKSPACE": dispatch.workspace,
-        "CORE_AGENT_ATTEMPT": marker,
-    }
-    argv = ["/bin/sh", "-c", hook.run] if isinstance(hook.run, str) else list(hook.run)
     left = threading.Event()
 
     def unwanted() -> bool:
@@ -56,7 +59,9 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
         return left.is_set() or bool(live and live.stop_requested)
 
     try:
-        why = await asyncio.to_thread(_run, argv, place, env, hook.timeout_s, unwanted)
+        env = _environment(engine, dispatch, marker)
+        place.setup_log.unlink(missing_ok=True)
+        why = await asyncio.to_thread(_run, _argv(hook.run), place.repo, place.setup_log, env, hook.timeout_s, unwanted)
     except asyncio.CancelledError:
         # The daemon leaves: its thread waits for the hook, and the next daemon starts over anyway.
         left.set()
@@ -78,17 +83,81 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
     return done.note
 
 
-def _run(argv: list[str], place: Layout, env: dict[str, str], timeout_s: float, unwanted: Callable[[], bool]) -> str:
-    """Run the hook to its end; return what went wrong with it."""
-    place.setup_log.unlink(missing_ok=True)
-    with append_plain(place.setup_log) as log:
+async def run_teardown(engine: Engine, dispatch: Dispatch, place: Layout, archive: Path, checkout: bool) -> str:
+    """Run the teardown hook of the settings, if there is one, in the checkout or beside where it was.
+
+    Returns what a person should know of it. Never raises for what the hook did: the workspace goes all the same. Once
+    it has ended it is not run again, whatever becomes of the daemon before the workspace is gone.
+    """
+    where = place.repo if checkout else place.root
+    if not _is_directory(where):
+        where = place.root
+    hook = (await engine.apply_settings(dispatch)).settings.hooks.teardown
+    if not hook.run or not _is_directory(where):
+        return ""
+    try:
+        return await _tear_down(engine, dispatch, hook.run, hook.timeout_s, where, archive)
+    except OSError as error:
+        log.warning("the teardown hook of %s could not be run: %s", dispatch.workspace, told(error))
+        return f"the teardown hook could not be run: {told(error)}"
+
+
+async def _tear_down(
+    engine: Engine, dispatch: Dispatch, run: str | list[str], timeout_s: float, where: Path, archive: Path
+) -> str:
+    done = archive / TEARDOWN_DONE
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(await asyncio.to_thread(read_plain, done))["note"])
+    archive.mkdir(mode=0o700, parents=True, exist_ok=True)
+    said = archive / TEARDOWN_LOG
+    left = threading.Event()
+    try:
+        env = _environment(engine, dispatch, dispatch.id)
+        await asyncio.to_thread(attempts.sweep, dispatch.id)  # one that a daemon began and did not see the end of
+        why = await asyncio.to_thread(_run, _argv(run), where, said, env, timeout_s, left.is_set)
+    except asyncio.CancelledError:
+        left.set()
+        attempts.sweep(dispatch.id)
+        raise
+    await asyncio.to_thread(attempts.sweep, dispatch.id)
+    note = f"the teardown hook {why}; its log is {said}" if why else ""
+    if note:
+        log.warning("%s: %s", dispatch.workspace, note)
+    await asyncio.to_thread(write_plain, done, json.dumps({"note": note}).encode())
+    return note
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _argv(run: str | list[str]) -> list[str]:
+    return ["/bin/sh", "-c", run] if isinstance(run, str) else list(run)
+
+
+def _environment(engine: Engine, dispatch: Dispatch, marker: str) -> dict[str, str]:
+    """What a hook is told: the environment of its task as far as it is known, its names, and its ports."""
+    return {
+        **launch.environment_of(engine.core, dispatch),
+        **ports.environment(dispatch),
+        "CORE_AGENT_DISPATCH": dispatch.id,
+        "CORE_AGENT_WORKSPACE": dispatch.workspace,
+        "CORE_AGENT_ATTEMPT": marker,
+    }
+
+
+def _run(
+    argv: list[str], where: Path, said: Path, env: dict[str, str], timeout_s: float, unwanted: Callable[[], bool]
+) -> str:
+    """Run a hook to its end; return what went wrong with it."""
+    with append_plain(said) as file:
         try:
             child = subprocess.Popen(
                 argv,
-                cwd=place.repo,
+                cwd=where,
                 env=env,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from coreagent import config, paths, runners
 from coreagent.capability import Caller
 from coreagent.config import RunnerSettings
-from coreagent.dispatch import environment
+from coreagent.dispatch import environment, ports
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError, told
 from coreagent.models.agent import Cost, Usage
@@ -172,6 +172,7 @@ def agent_environment(dispatch: Dispatch, attempt: Attempt, made: Plan) -> dict[
     """The agent's whole environment: the plan's and what every agent is told."""
     return {
         **made.env,
+        **ports.environment(dispatch),
         "CORE_AGENT_DISPATCH": dispatch.id,
         "CORE_AGENT_TASK": dispatch.task,
         "CORE_AGENT_WORKSPACE": dispatch.workspace,

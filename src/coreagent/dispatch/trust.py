@@ -133,19 +133,20 @@ def apply(user: Settings, repo: Repo, sha: str, at_head: bool = False) -> Applie
     changes: dict[str, Any] = {"dispatch": user.dispatch.model_copy(update=chosen)}
     if own.harvest is not None:
         changes["harvest"] = own.harvest
-    if own.hooks.setup.run:
-        changes["hooks"] = own.hooks
+    hooks = {name: hook for name, hook in own.hooks if hook.run}
+    if hooks:
+        changes["hooks"] = user.hooks.model_copy(update=hooks)
     changes["commands"] = {**user.commands, **own.commands}
     agent_settings = offer.files.get(AGENT_FILE, "") if trusted else ""
     return Applied(user.model_copy(update=changes), trusted, agent_settings, source, skipped, commands)
 
 
 def _skipped(own: RepoSettings, repo: Repo) -> str:
-    parts = ["setup hook"] if own.hooks.setup.run else []
+    parts = [f"{name} hook" for name, hook in own.hooks if hook.run]
     if own.commands:
         word = "command" if len(own.commands) == 1 else "commands"
         parts.append(f"{word} {', '.join(sorted(own.commands))}")
     why = "its settings changed since they were trusted" if repo.trusted_hash else "its settings are not trusted"
-    what = " and ".join(parts)
+    what = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     hint = f"`core-agent repo trust {repo.org}/{repo.name}` shows what it would run"
     return f"without the {what} of {repo.org}/{repo.name}: {why}; {hint}"

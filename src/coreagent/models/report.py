@@ -229,6 +229,8 @@ class HistoryRow(BaseModel):
     started_at: datetime | None
     ended_at: datetime | None
     task: str
+    note: str = ""
+    """What went wrong when its workspace was removed."""
 
 
 class RescueRow(BaseModel):
@@ -272,6 +274,8 @@ class WorkspaceShow(BaseModel):
     attempts: list[dict[str, Any]] = Field(default_factory=list)
     usage: Usage = Usage()
     permissions: str = "edits"
+    ports: str = ""
+    """The first and the last port of its block."""
     keep_until: datetime | None = None
 
 

@@ -154,6 +154,7 @@ def workspace_lines(show: WorkspaceShow, width: int, paint: Paint, now: datetime
             "permissions",
             one_line(show.permissions) + (" (runs without asking and without a sandbox)" if row.bypass else ""),
         ),
+        ("ports", show.ports),
         ("runs", str(row.runs)),
         ("session", one_line(show.session_id)),
         ("worked", duration(row.elapsed_s) if row.elapsed_s is not None else ""),

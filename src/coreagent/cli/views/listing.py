@@ -51,7 +51,9 @@ def history_lines(rows: Sequence[HistoryRow], width: int, paint: Paint, now: dat
         header = ["WHEN", "WORKSPACE", "STATE", "AGENT", "WORK", "TOKENS", "COST", "CHANGES", "TASK"]
     else:
         header = ["WHEN", "WORKSPACE", "STATE", "TASK"]
-    return table(header, cells, width, paint, flex=-1, right="WHEN WORK TOKENS COST")
+    notes = [f"{one_line(row.workspace)}: {one_line(row.note)}" for row in rows if row.note]
+    lines = table(header, cells, width, paint, flex=-1, right="WHEN WORK TOKENS COST")
+    return lines + [paint.yellow(line) for note in notes for line in wrap(note, width)]
 
 
 def queue_lines(report: QueueReport, width: int, paint: Paint, now: datetime) -> list[str]:
