@@ -86,6 +86,19 @@ def test_a_parked_pool_starts_nothing_until_then() -> None:
     assert chosen(queued(1), parks={"claude": park}, now=LATER) == "n1"
 
 
+def test_what_a_person_asks_for_does_not_wait_for_a_parked_pool() -> None:
+    park = {"claude": Park(until=LATER, since=NOW, why="rate_limit")}
+    asked = queued(2, waiting_for="asked")
+    assert chosen(queued(1), asked, parks=park) == "n2"
+    assert word(asked, parks=park) == ""
+    full = {"claude": PoolLimit(total=1)}
+    assert chosen(asked, parks=park, limits=full, running={"claude": 1}) == ""
+    assert word(asked, parks=park, limits=full, running={"claude": 1}) == "slot"
+    queue = Queue([asked])
+    queue.put(queued(2))
+    assert claim.next_claim(queue, facts(parks=park)) is None
+
+
 def test_after_an_outage_one_is_tried_first() -> None:
     park = Park(until=NOW, since=NOW, why="outage")
     assert chosen(queued(1), parks={"claude": park}) == "n1"

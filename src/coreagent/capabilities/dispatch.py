@@ -44,6 +44,7 @@ from coreagent.core import Core
 from coreagent.dispatch import after as order
 from coreagent.dispatch import arrival, bring, environment, intake, launch, prep, rows
 from coreagent.dispatch.intake import Request
+from coreagent.dispatch.queue import ASKED
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
@@ -247,7 +248,8 @@ async def _go_at_once(core: Core, caller: Caller, found: Dispatch, more: str) ->
     said = found.next_prompt
     if more:
         said = more if said in ("", CONTINUE) else f"{said}\n\n{more}"
-    return await core.engine.update(found, **{"waiting_until": None, "waiting_for": "", "next_prompt": said, **freed})
+    now = {"waiting_until": None, "waiting_for": ASKED, "next_prompt": said}
+    return await core.engine.update(found, **(now | freed))
 
 
 async def _keep_environment(core: Core, caller: Caller, found: Dispatch) -> None:

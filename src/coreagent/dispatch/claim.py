@@ -16,7 +16,7 @@ from coreagent.dispatch import admission, limits, pacing
 from coreagent.dispatch.breaker import Breaker
 from coreagent.dispatch.limits import Obstacle, Starts
 from coreagent.dispatch.park import Park
-from coreagent.dispatch.queue import HELD, Lane, Queue, lane_of
+from coreagent.dispatch.queue import ASKED, HELD, Key, Lane, Queue, key_of, lane_of
 from coreagent.models.dispatch import Dispatch
 from coreagent.plural import plural
 
@@ -78,7 +78,8 @@ def obstacle(dispatch: Dispatch, queue: Queue, facts: Facts) -> Obstacle | None:
     own = _own(dispatch, facts)
     if own is not None and dispatch.waiting_for in HELD:
         return own
-    found = _everything(facts) or of_pool(dispatch.pool, queue.waiting(dispatch.pool), facts)
+    asked = dispatch.waiting_for == ASKED
+    found = _everything(facts) or of_pool(dispatch.pool, queue.waiting(dispatch.pool), facts, parked=not asked)
     # A task that waits for a rate limit says so, not that its pool is parked for the same reason.
     if own is not None and (found is None or found.word == "parked"):
         return own
@@ -90,10 +91,12 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
     if _everything(facts):
         return None
     queue.wake(facts.now)
-    chosen: tuple[float, str] | None = None
+    chosen: Key | None = None
     too_early: list[Dispatch] = []
     for pool, lanes in queue.pools.items():
-        if of_pool(pool, queue.waiting(pool), facts):
+        if held := of_pool(pool, queue.waiting(pool), facts):
+            if held.word == "parked" and (key := _asked(pool, queue, facts, arriving)):
+                chosen = min(chosen or key, key)
             continue
         for lane, keys in lanes.items():
             if (chosen is not None and keys[0] > chosen) or _lane(lane, facts):
@@ -113,6 +116,14 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
     return queue[chosen[1]] if chosen else None
 
 
+def _asked(pool: str, queue: Queue, facts: Facts, arriving: Collection[str]) -> Key | None:
+    """The first one of a parked pool that a person asked for, when nothing but the park is in its way."""
+    if not queue.asked.get(pool) or of_pool(pool, queue.waiting(pool), facts, parked=False):
+        return None
+    waiting = (queue[dispatch_id] for dispatch_id in queue.asked[pool] if dispatch_id not in arriving)
+    return min((key_of(d) for d in waiting if not _lane(lane_of(d), facts)), default=None)
+
+
 def next_time(queue: Queue, facts: Facts) -> datetime | None:
     """The earliest moment at which time alone may let something start, for the engine's one timer."""
     times: list[datetime | None] = [queue.next_time()]
@@ -120,8 +131,11 @@ def next_time(queue: Queue, facts: Facts) -> datetime | None:
         stopped = of_pool(pool, queue.waiting(pool), facts)
         if stopped is not None:
             times.append(stopped.until)
+            if stopped.word == "parked" and queue.asked.get(pool):
+                waits = of_pool(pool, queue.waiting(pool), facts, parked=False)
+                times.append(waits.until if waits else None)
             continue
-        times += [waits.until for lane in lanes if (waits := _lane(lane, facts)) is not None]
+        times += [found.until for lane in lanes if (found := _lane(lane, facts)) is not None]
     return min((at for at in times if at is not None and at > facts.now), default=None)
 
 
@@ -133,12 +147,15 @@ def _everything(facts: Facts) -> Obstacle | None:
     return Obstacle("frozen") if facts.frozen else None
 
 
-def of_pool(pool: str, waiting: int, facts: Facts) -> Obstacle | None:
-    """What holds up a whole pool in which so many tasks wait; None when nothing does."""
+def of_pool(pool: str, waiting: int, facts: Facts, *, parked: bool = True) -> Obstacle | None:
+    """What holds up a whole pool in which so many tasks wait; None when nothing does.
+
+    Without `parked`, as it is for a task that a person asked for now: that the provider refused before does not count.
+    """
     if pool in facts.frozen_pools:
         return Obstacle("frozen_pool")
     running = facts.running.get(pool, 0)
-    park = facts.parks.get(pool)
+    park = facts.parks.get(pool) if parked else None
     if park is not None:
         if park.until > facts.now:
             return Obstacle("parked", park.until, park.detail or park.why.replace("_", " "))

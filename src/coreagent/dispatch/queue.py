@@ -18,6 +18,8 @@ from coreagent.models.dispatch import Dispatch
 PRIORITY_STEP_S = 3600.0
 HELD = frozenset({"after", "after_failed"})
 """Words of `waiting_for` that an event ends, not a time."""
+ASKED = "asked"
+"""The word of one that a person asked for: it does not wait until its pool is no longer parked."""
 
 Key = tuple[float, str]
 Lane = tuple[str, str, str, str]
@@ -43,6 +45,8 @@ class Queue:
         """Pool -> its lanes -> keys of what may start as far as it itself is concerned."""
         self.flexible: dict[str, set[str]] = {}
         """Pool -> ids of those that another agent may do as well."""
+        self.asked: dict[str, set[str]] = {}
+        """Pool -> ids of those that a person asked for."""
         self._counts: dict[str, int] = {}
         self._later: list[tuple[datetime, str]] = []
         """A heap of times to look at a task again; entries of tasks that moved since are passed over."""
@@ -99,6 +103,7 @@ class Queue:
         if not self._counts[dispatch.pool]:
             del self._counts[dispatch.pool]
         self.flexible.get(dispatch.pool, set()).discard(dispatch_id)
+        self.asked.get(dispatch.pool, set()).discard(dispatch_id)
         lane = lane_of(dispatch)
         lanes = self.pools.get(dispatch.pool, {})
         keys = lanes.get(lane)
@@ -135,6 +140,8 @@ class Queue:
         self._counts[dispatch.pool] = self._counts.get(dispatch.pool, 0) + 1
         if dispatch.options.agents:
             self.flexible.setdefault(dispatch.pool, set()).add(dispatch.id)
+        if dispatch.waiting_for == ASKED:
+            self.asked.setdefault(dispatch.pool, set()).add(dispatch.id)
 
     def _lane(self, lane: Lane) -> list[Key]:
         return self.pools.setdefault(lane[0], {}).setdefault(lane, [])

@@ -39,6 +39,7 @@ _WAITING = {
     "after": "waits for another task",
     "after_failed": "what it waits for did not end well",
     "start": "waits for `queue start`",
+    "asked": "about to start",
 }
 
 
