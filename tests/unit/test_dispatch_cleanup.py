@@ -16,8 +16,7 @@ from tests.support.git_room import write
 from tests.unit.test_claim import NOW
 
 from coreagent import paths
-from coreagent.dispatch import cleanup
-from coreagent.dispatch import engine as engine_module
+from coreagent.dispatch import cleanup, upkeep
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import Attempt, Dispatch, Fate, Harvest, State
@@ -42,7 +41,7 @@ class Rounds:
         self._came = asyncio.Event()
         self._real = cleanup.clean_expired
         for name in ("FIRST_CLEAN", "CLEAN_INTERVAL"):
-            monkeypatch.setattr(engine_module, name, timedelta(milliseconds=2))
+            monkeypatch.setattr(upkeep, name, timedelta(milliseconds=2))
         monkeypatch.setattr(cleanup, "clean_expired", self._counted)
 
     async def _counted(self, engine: Any) -> list[str]:

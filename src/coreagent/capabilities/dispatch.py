@@ -18,6 +18,7 @@ from coreagent.capabilities.parameter import (
     Ephemeral,
     Escalate,
     Expect,
+    Fetch,
     IdleTimeout,
     Issue,
     Name,
@@ -85,11 +86,13 @@ async def dispatch(
     after: After = [],  # noqa: B006
     on_top: OnTop = False,
     escalate: Escalate = False,
+    fetch: Fetch = False,
     dry_run: DryRun = False,
 ) -> DispatchReply:
     """Give a task to an agent in a workspace of its own and return at once.
 
-    The workspace starts from HEAD of `repo` (default: where the caller stands), or from a branch, tag or pull request.
+    The workspace starts from HEAD of `repo` (default: where the caller stands), or from a branch, tag or pull request;
+    with `fetch` from where its remote has that branch.
     With `dry_run` nothing starts: the reply holds the rendered prompt and the command line.
     """
     core.mark("received")
@@ -116,7 +119,10 @@ async def dispatch(
         on_top=before.on_top,
         escalate=escalate,
     )
-    request = Request(task=task, options=options, repo=repo, org=org, agent=agent, name=name, priority=priority)
+    core.engine.upkeep.sync.heard(caller)
+    request = Request(
+        task=task, options=options, repo=repo, org=org, agent=agent, name=name, priority=priority, fetch=fetch
+    )
     made, base = await intake.resolve(core.engine, caller, request)
     before.check(made)
     if dry_run:
@@ -316,8 +322,7 @@ def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
         notes.append(plural(made.left_out, one, more))
     if made.options.permissions == "bypass":
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")
-    if made.settings_note:
-        notes.append(made.settings_note)
+    notes += [note for note in (made.base_note, made.settings_note) if note]
     notes += rows.warnings(core.engine)
     return DispatchReply(
         dispatch_id=made.id,

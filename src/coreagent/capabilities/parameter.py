@@ -43,6 +43,7 @@ Ephemeral = Annotated[bool, Field(description="Agree that the task is lost when 
 Arguments = Annotated[list[str], Field(description="More arguments for the runner's CLI; protocol flags are refused")]
 Name = Annotated[str, Field(description="Name of the workspace; made of the task's words by default")]
 Script = Annotated[str, Field(description="YAML text for the `scripted` runner")]
+Fetch = Annotated[bool, Field(description="Fetch first, and start from where `origin` has the branch")]
 DryRun = Annotated[bool, Field(description="Start nothing; show what would be")]
 Pool = Annotated[str, Field(description="One pool of agents; all by default")]
 After = Annotated[

@@ -352,13 +352,16 @@ async def _what_is_kept(core: Core, gone: Dispatch) -> str:
 @capability("rescue.list", cli="rescue list", read_only=True)
 async def rescue_list(core: Core, workspace: Workspace = "") -> list[RescueRow]:
     """List the work that was kept outside the user's repository, newest first."""
-    wanted = (await find_any(core, workspace)).workspace if workspace else ""
+    # Of a checkout that was reset, see dispatch.sync: no workspace is called so.
+    wanted = workspace if "@" in workspace or not workspace else (await find_any(core, workspace)).workspace
     return list(reversed(await core.store.rescues(wanted)))
 
 
 @capability("rescue.apply", cli="rescue apply")
 async def rescue_apply(core: Core, workspace: Workspace, n: int = 0, branch: str = "") -> MoveReply:
     """Bring kept work into the user's repository as a branch (the newest one unless `n` says which)."""
+    if "@" in workspace:
+        return await _apply_to_checkout(core, workspace, n, branch)
     found = await find_any(core, workspace)
     kept = list(reversed(await core.store.rescues(found.workspace)))
     chosen = next((r for r in kept if n in (0, r.n)), None)
@@ -372,3 +375,20 @@ async def rescue_apply(core: Core, workspace: Workspace, n: int = 0, branch: str
     name = branch or f"rescue/{found.name}-{chosen.n}"
     await asyncio.to_thread(git_rescue.rescue_apply, cache, Path(found.repo_path), found.name, chosen.n, name)
     return move_reply(found, f"branch {name} is in {found.repo_path}")
+
+
+async def _apply_to_checkout(core: Core, kept: str, n: int, branch: str) -> MoveReply:
+    """Bring back what `repo sync --reset` kept of a managed checkout, by the name that it told."""
+    org, _, rest = kept.strip("/").partition("/")
+    name, _, what = rest.partition("/")
+    repo = core.engine.repos.get((org, name))
+    if repo is None:
+        raise CoreAgentError(
+            "rescue_not_found",
+            f"{kept} belongs to no registered repository",
+            hint="`core-agent rescue list` shows what there is",
+        )
+    cache = Path(paths.repo_cache(core.home, org, name))
+    done = await asyncio.to_thread(git_rescue.rescue_apply, cache, Path(repo.path), what, n, branch)
+    name = branch or f"rescue/{done.name}-{done.n}"
+    return MoveReply(workspace=kept, state=State.COMPLETED, note=f"branch {name} is in {repo.path}")

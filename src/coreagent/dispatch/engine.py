@@ -13,18 +13,17 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 from coreagent import events, paths
 from coreagent.core import Core
-from coreagent.dispatch import admission, claim, cleanup, environment, fallback, names, ports, recovery, trust
+from coreagent.dispatch import admission, claim, environment, fallback, names, ports, recovery, trust
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.after import After
 from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.pools import KEPT, Pools
-from coreagent.dispatch.sync import Sync
+from coreagent.dispatch.upkeep import Upkeep
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
 from coreagent.models.dispatch import ACTIVE, RESTING, Attempt, Dispatch, Event, Repo, State, check_move
@@ -34,8 +33,6 @@ from coreagent.store.store import Store
 
 log = logging.getLogger(__name__)
 
-CLEAN_INTERVAL = timedelta(hours=1)
-FIRST_CLEAN = timedelta(minutes=1)
 CLOCK_LOOK_S = 30.0
 
 
@@ -73,7 +70,7 @@ class Engine:
         self.pools = Pools()
         self.after = After(self.board)
         self.free_memory = admission.free_memory
-        self.sync = Sync(self)
+        self.upkeep = Upkeep(self)
         self.run_attempt = attempts_of_work.run
         self.recover_attempt = recovery.recover
         """What a claim, and an attempt that a restart finds, come to: other hands than the real ones are for tests."""
@@ -103,7 +100,6 @@ class Engine:
         self._deciding: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop_task: asyncio.Task[None] | None = None
-        self._clean_task: asyncio.Task[None] | None = None
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +144,7 @@ class Engine:
         new = old.model_copy(update={**changes, "changed_at": now, "state_since": since})
         # Those that waited for it go on, or are held up, in the transaction that ends it.
         followers = self.after.followers(new, self.arriving, now)
-        told = [self._event(new, m) for m in messages]
+        told = [self._event(new, m) for m in (*messages, *self.pools.newly_parked(controls or {}, now))]
         told += [self._event(d, self._moved(d)) for d in (new, *(after for _, after in followers))]
         batch: list[Any] = [SaveDispatch(new), *(SaveEvent(e) for e in told), *extra, *_saved(controls or {})]
         batch += [SaveDispatch(after) for _, after in followers]
@@ -218,7 +214,8 @@ class Engine:
             self.attempts[new.id] = attempt
 
     def _moved(self, d: Dispatch) -> events.Message:
-        return events.DispatchChanged(workspace=d.workspace, state=d.state.value, reason=d.reason or "")
+        moved = d.state_since == d.changed_at
+        return events.DispatchChanged(workspace=d.workspace, state=d.state.value, reason=d.reason or "", moved=moved)
 
     def _event(self, d: Dispatch, message: events.Message) -> Event:
         return Event(
@@ -233,6 +230,11 @@ class Engine:
         """Store and publish messages that change nothing."""
         told = [self._event(dispatch, m) for m in messages]
         self._tell(await self.core.store.commit(*(SaveEvent(e) for e in told)))
+
+    async def proclaim(self, message: events.Message) -> None:
+        """Store and publish a message that is of no dispatch."""
+        event = Event(at=self.core.now(), name=message.type, data=message.payload())
+        self._tell(await self.core.store.commit(SaveEvent(event)))
 
     async def set_controls(self, controls: Mapping[str, Any]) -> None:
         """Write controls that hold from now on; None and "" take one away."""
@@ -366,7 +368,7 @@ class Engine:
         await recovery.reconcile(self)
         await self.after.look_again(self)
         self._loop_task = asyncio.create_task(self._drain(), name="drain")
-        self._clean_task = asyncio.create_task(self._clean(), name="clean")
+        self.upkeep.start()
 
     def poke(self) -> None:
         """Look at the queue again, now."""
@@ -450,17 +452,6 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _clean(self) -> None:
-        # Soon after the start too: a daemon need not live for an hour.
-        wait = FIRST_CLEAN
-        while True:
-            await asyncio.sleep(wait.total_seconds())
-            wait = CLEAN_INTERVAL
-            try:
-                await cleanup.clean_expired(self)
-            except Exception:
-                log.exception("cleaning failed")
-
     async def end_turn(self, dispatch_id: str, why: str) -> None:
         """Ask for the end of a claimed or running attempt; its settling tells when."""
         live = self.live.get(dispatch_id)
@@ -474,9 +465,9 @@ class Engine:
         self.stopping = True
         self.draining = mode == "drain"
         self.poke()
-        for task in (self._loop_task, self._clean_task):
-            if task is not None:
-                task.cancel()
+        self.upkeep.stop()
+        if self._loop_task is not None:
+            self._loop_task.cancel()
         if mode == "now":
             wishes = (self.end_turn(d.id, "shutdown") for d in self.busy())
             for failed in await asyncio.gather(*wishes, return_exceptions=True):

@@ -16,9 +16,10 @@ from coreagent.capability import Caller
 from coreagent.content import library
 from coreagent.dispatch import launch, names, trust
 from coreagent.dispatch.choice import Choice, agents_of, choose
+from coreagent.dispatch.sync import stale
 from coreagent.errors import CoreAgentError
 from coreagent.git import ref as refs
-from coreagent.git.inspect import Base, inspect
+from coreagent.git.inspect import Base
 from coreagent.git.inspect import resolve as resolve_ref
 from coreagent.models.dispatch import Dispatch, Fate, Options, Repo, State
 from coreagent.plural import plural
@@ -43,6 +44,8 @@ class Request:
     agent: str = ""
     name: str = ""
     priority: int = 0
+    fetch: bool = False
+    """Fetch first, and start from where the remote has the branch."""
 
 
 async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dispatch, Base]:
@@ -54,12 +57,12 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     task = request.task.strip()
     check_task(task, options)
     path = find_repository(engine, caller, request.repo, request.org)
-    base = await asyncio.to_thread(inspect, Path(path), options.branch, options.tag)
+    base, note = await engine.upkeep.sync.base_for(path, options, asked=request.fetch)
     if options.pr is not None:
         base = await asyncio.to_thread(pull_request, base, options.pr)
     repo = register(engine, base, request.org, request.repo)
     known = [r.path for r in engine.repos.values()]
-    looked = await asyncio.to_thread(_look, core, caller, request, base, repo, known)
+    looked = await asyncio.to_thread(_look, core, caller, request, base, bool(note), repo, known)
     applied, options, chosen = looked.applied, looked.options, looked.choice.chosen
     engine.common_dirs.update(looked.traces.common_dirs)
     now = core.now()
@@ -82,6 +85,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         priority=request.priority,
         left_out=0 if options.with_changes else base.dirty,
         settings_note=applied.skipped,
+        base_note=note or looked.stale,
         created_at=now,
         queued_at=now,
         changed_at=now,
@@ -99,11 +103,15 @@ class _Looked:
     options: Options
     choice: Choice
     traces: Traces
+    stale: str
 
 
-def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, known: list[str]) -> _Looked:
+def _look(
+    core: Core, caller: Caller, request: Request, base: Base, elsewhere: bool, repo: Repo, known: list[str]
+) -> _Looked:
     """Settings, agent, texts, consent, login and names, in one change of thread. Blocking."""
-    at_head = request.options.branch is None and request.options.tag is None and request.options.pr is None
+    asked_for = (request.options.branch, request.options.tag, request.options.pr)
+    at_head = asked_for == (None, None, None) and not elsewhere
     applied = trust.apply(core.settings, repo, base.sha, at_head)
     if applied.problem is not None:
         raise applied.problem
@@ -137,7 +145,7 @@ def _look(core: Core, caller: Caller, request: Request, base: Base, repo: Repo, 
             hint="agree once with `core-agent repo trust --bypass` in its directory, or use --permissions edits",
             data={"repo": str(base.top)},
         )
-    return _Looked(applied, options, choice, find_traces(core.home, repo, known))
+    return _Looked(applied, options, choice, find_traces(core.home, repo, known), stale(base))
 
 
 def check_task(task: str, options: Options) -> None:

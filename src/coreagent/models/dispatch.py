@@ -243,6 +243,8 @@ class Dispatch(BaseModel):
     """Dirty files of the user's tree that the workspace started without."""
     settings_note: str = ""
     """What of the repository's own settings was not applied, and why: one line."""
+    base_note: str = ""
+    """What a person should know of where it starts: one line."""
     setup_note: str = ""
     """What a person should know of the setup hook's traces: one line, whatever becomes of the dispatch."""
     teardown_note: str = ""

@@ -147,18 +147,22 @@ def repo_add(
     path: Annotated[str, typer.Argument(metavar="PATH", help="The repository. [default: here]")] = "",
     org: Annotated[str, typer.Option("--org", help="Its organisation.")] = "",
     name: Annotated[str, typer.Option("--name", help="Its name. [default: the directory's]")] = "",
+    managed: Annotated[
+        bool | None,
+        typer.Option("--managed/--own", help="May its checkout be moved along with its remote? [default: own]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Register a repository under a name."""
-    row = session().call("repo.add", path=terminal().path(path or "."), org=org, name=name)
-    answer(row, as_json, lambda t: listing.repo_lines([row], t.width, paint()))
+    row = session().call("repo.add", path=terminal().path(path or "."), org=org, name=name, managed=managed)
+    answer(row, as_json, lambda t: listing.repo_lines([row], t.width, paint(), now()))
 
 
 @repo.command("list")
 def repo_list(as_json: Json = False) -> None:
     """Registered repositories."""
     rows = session().call("repo.list")
-    answer(rows, as_json, lambda t: listing.repo_lines(rows, t.width, paint()))
+    answer(rows, as_json, lambda t: listing.repo_lines(rows, t.width, paint(), now()))
 
 
 @repo.command("remove")

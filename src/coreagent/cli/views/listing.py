@@ -91,17 +91,23 @@ def rescue_lines(rows: Sequence[RescueRow], width: int, paint: Paint, now: datet
     return [*lines, "", paint.dim("bring one back: core-agent rescue apply WORKSPACE [N]")]
 
 
-def repo_lines(rows: Sequence[RepoRow], width: int, paint: Paint) -> list[str]:
+def repo_lines(rows: Sequence[RepoRow], width: int, paint: Paint, now: datetime) -> list[str]:
     if not rows:
         return ["no repository is registered; `core-agent repo add` registers the one you are in"]
     cells = []
     for row in rows:
         trust = "changed since" if row.trust_stale else ("yes" if row.trusted else "no")
-        name = f"{one_line(row.org)}/{one_line(row.name)}"
-        cells.append(
-            [name, trust, "yes" if row.bypass_consent else "no", one_line(row.default_branch), one_line(row.path)]
-        )
-    return table(["REPOSITORY", "TRUSTED", "BYPASS", "BRANCH", "PATH"], cells, width, paint, flex=-1)
+        name = f"{one_line(row.org)}/{one_line(row.name)}" + (" (managed)" if row.managed else "")
+        asked = "failed" if row.fetch_failures else ago(row.fetched_at, now) if row.fetched_at else "-"
+        bypass = "yes" if row.bypass_consent else "no"
+        cells.append([name, trust, bypass, one_line(row.default_branch), asked, one_line(row.path)])
+    lines = table(["REPOSITORY", "TRUSTED", "BYPASS", "BRANCH", "FETCHED", "PATH"], cells, width, paint, flex=-1)
+    for row in rows:
+        if row.fetch_error:
+            again = f"; again in {ago(now, row.next_fetch)}" if row.next_fetch and row.next_fetch > now else ""
+            told = f"{row.org}/{row.name}: {row.fetch_error}{again}"
+            lines += [paint.yellow(line) for line in wrap(one_line(told), width)]
+    return lines
 
 
 def removed_lines(reply: RepoRemoved, width: int, paint: Paint) -> list[str]:
