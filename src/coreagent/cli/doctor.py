@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, Field
 
 from coreagent import config, paths, process, runners
 from coreagent.attempts import read_exit, read_started
+from coreagent.cli.commands import suggest
 from coreagent.cli.commands.option import Json, paint, say, to_json
 from coreagent.cli.door import no_agent
 from coreagent.cli.session import ask, session
@@ -32,6 +33,9 @@ from coreagent.models.report import DaemonStatus
 from coreagent.plainfile import read_plain
 from coreagent.plural import plural
 from coreagent.runners.base import version_tuple
+
+if TYPE_CHECKING:
+    from coreagent.cli.offline import Proof
 
 GIT_MINIMUM = "2.31"
 SPACE_WARN = 2_000_000_000
@@ -58,12 +62,23 @@ class Report(BaseModel):
     version: str = paths.VERSION
     home: str = ""
     checks: list[Check] = Field(default_factory=list)
+    proofs: list[dict[str, Any]] = Field(default_factory=list)
+    """With `--offline`: what became of each agent's proof."""
 
 
 def doctor(
     offline: Annotated[
         bool, typer.Option("--offline", help="Also prove the whole way, with a model server of our own and no key.")
     ] = False,
+    agent: Annotated[
+        str,
+        typer.Option(
+            "--agent",
+            "-a",
+            help="With --offline: whom to prove, as in `codex`, `acp:NAME`, `all`. [default: every runner found]",
+            autocompletion=suggest.agents,
+        ),
+    ] = "",
     repair: Annotated[
         bool, typer.Option("--repair", help="Put a damaged store aside and restore its newest good copy.")
     ] = False,
@@ -73,6 +88,8 @@ def doctor(
     session().own_process()
     if repair:
         no_agent("repair the store")
+    if agent and not offline:
+        raise typer.BadParameter("goes with --offline", param_hint="--agent")
     here, report = terminal(), Report(home=session().home)
     looks: list[Callable[[], Iterator[Check]]] = [
         _python, _git, _home, _daemon, _settings, _repository, lambda: _runners(here), _space, _watches, _leftovers,
@@ -80,7 +97,7 @@ def doctor(
     if repair:
         looks.insert(0, _repair)
     if offline:
-        looks.append(lambda: _offline(here, as_json))
+        looks.append(lambda: _offline(here, agent, report, quiet=as_json))
     for look in looks:
         for check in _guarded(look):
             report.checks.append(check)
@@ -287,13 +304,8 @@ def _repository() -> Iterator[Check]:
 
 
 def _runners(here: Terminal) -> Iterator[Check]:
-    try:
-        settings = config.load(session().home, dict(here.env)).settings
-    except CoreAgentError:  # told above; the runners are looked at with the defaults
-        settings = config.Settings()
-    for name in sorted(runners.FAMILY):
-        if name in ("acp", "command", "scripted"):
-            continue
+    settings = _settings_or_defaults(here)
+    for name in sorted(runners.REAL):
         runner = runners.load(name)
         own = settings.runners.get(name) or config.RunnerSettings()
         found = runner.find(here.env, own)
@@ -312,6 +324,14 @@ def _runners(here: Terminal) -> Iterator[Check]:
         if found.others:
             hint = f"runners.{name}.path in agents.yaml chooses another"
             yield Check(name=name, state="warn", message=f"there is also {', '.join(found.others)}", hint=hint)
+
+
+def _settings_or_defaults(here: Terminal) -> config.Settings:
+    """Wrong settings are told of by their own look."""
+    try:
+        return config.load(session().home, dict(here.env)).settings
+    except CoreAgentError:
+        return config.Settings()
 
 
 def _space() -> Iterator[Check]:
@@ -403,11 +423,29 @@ def _repair() -> Iterator[Check]:
         yield Check(name="repair", state="ok", message=f"the damaged files are kept: {', '.join(done.moved)}")
 
 
-def _offline(here: Terminal, quiet: bool) -> Iterator[Check]:
+def _offline(here: Terminal, asked: str, report: Report, *, quiet: bool) -> Iterator[Check]:
     from coreagent.cli.offline import prove  # with it comes an HTTP server
 
     if not quiet:
-        say([paint().dim("offline proof: a daemon, a repository and a model server of our own ...")])
+        say([paint().dim("offline proof: a daemon, repositories and a model server of our own ...")])
         here.flush()
-    for name, state, message, hint in prove(here.env):
-        yield Check(name=name, state=state, message=message, hint=hint)
+    proofs: list[Proof] = []
+    for proof in prove(here.env, _settings_or_defaults(here), asked):
+        proofs.append(proof)
+        report.proofs.append(proof.model_dump(mode="json"))
+        if proof.state != "not_installed" or asked == proof.agent:
+            yield _proof_check(proof, asked)
+    absent = [proof.agent for proof in proofs if proof.state == "not_installed" and asked != proof.agent]
+    if absent:
+        alone = any(proof.agent == "scripted" for proof in proofs)
+        hint = "`core-agent agents` says how to install one" if alone else ""
+        told = f"not installed, so not proved: {', '.join(absent)}"
+        yield Check(name="offline", state="warn" if alone else "ok", message=told, hint=hint)
+
+
+def _proof_check(proof: Proof, asked: str) -> Check:
+    """What a proof means: an agent that was asked for by name has to be proved."""
+    wanted: State = "fail" if asked == proof.agent else "warn"
+    state: State = "ok" if proof.state == "proved" else "fail" if proof.state == "failed" else wanted
+    told = f"{proof.message}, {plural(proof.requests, 'request')} answered here" if proof.requests else proof.message
+    return Check(name="offline", state=state, message=told, hint=proof.hint)
