@@ -44,6 +44,10 @@ class Core:
         """What is wrong with the settings file, for `status`; the last good settings are in force."""
         self.settings_error: CoreAgentError | None = None
         """The settings file is bad and no good one is known: nothing new is started then."""
+        self.settings_bad = False
+        """The settings file is bad, whatever is in force."""
+        self.reloads = 0
+        """How often it was read because it had changed."""
         self.bus = Bus()
         self.started_monotonic = time.monotonic()
         self.stop_mode = ""
@@ -108,11 +112,12 @@ class Core:
         if stamp == self._stamp:
             return
         first, self._stamp = self._stamp == -1, stamp
+        self.reloads += not first
         good = Path(paths.last_good_settings(self.home))
         try:
             loaded = config.load(self.home, self.env)
         except CoreAgentError as error:
-            self.problems = [" ".join(error.lines())]
+            self.problems, self.settings_bad = [" ".join(error.lines())], True
             # What is in force may be no person's settings but the defaults of a home that had none.
             if not (self._use(good) if first else good.exists()):
                 self.settings_error = error
@@ -120,6 +125,7 @@ class Core:
                 self.problems.append("the last good settings are in force")
             return
         self.settings, self.problems, self.settings_error = loaded.settings, list(loaded.problems), None
+        self.settings_bad = False
         self._keep(good)
 
     def _use(self, good: Path) -> bool:

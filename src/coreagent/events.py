@@ -114,6 +114,28 @@ class DispatchChanged(_Message):
     workspace: str
     state: str
     reason: str = ""
+    moved: bool = False
+    """It came to this state now; otherwise something else about it changed."""
+
+
+class PoolParked(_Message):
+    """Ours: a pool is left alone from now on. Told once per park, however many tasks meet it."""
+
+    type: Literal["PoolParked"] = "PoolParked"
+    pool: str
+    until: str
+    """ISO 8601, UTC."""
+    why: str
+    """rate_limit or outage"""
+
+
+class SettingsReloaded(_Message):
+    """Ours: agents.yaml changed. What is wrong with it stands in `problem`; the last good settings hold on then."""
+
+    type: Literal["SettingsReloaded"] = "SettingsReloaded"
+    path: str
+    ok: bool
+    problem: str = ""
 
 
 Message = Annotated[
@@ -130,7 +152,9 @@ Message = Annotated[
     | HarvestRejected
     | InboxMessage
     | RateLimitDetected
-    | DispatchChanged,
+    | DispatchChanged
+    | PoolParked
+    | SettingsReloaded,
     Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

@@ -37,6 +37,11 @@ def passed_names(home: str) -> str:
     return home + "/run/env.allow"
 
 
+def kept_names(home: str) -> str:
+    """Names of variables that the daemon itself needs (secrets of notices); written by the daemon for the next one."""
+    return home + "/run/env.daemon"
+
+
 def daemon_log(home: str) -> str:
     return home + "/run/daemon.log"
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from coreagent.cli import demo, doctor
-from coreagent.cli.commands import follow, job, look, noun, place, service
+from coreagent.cli.commands import batch, follow, job, look, notify, noun, place, remote, service
 
 
 class Slashed(TyperGroup):
@@ -78,3 +78,4 @@ for name, group in (
     app.add_typer(group, name=name)
 for verb in _HOUSE:
     app.command()(verb)
+    ("notify", notify.notify),

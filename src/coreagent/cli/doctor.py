@@ -264,7 +264,9 @@ def _settings() -> Iterator[Check]:
     try:
         loaded = config.load(session().home, dict(terminal().env))
     except CoreAgentError as error:
-        yield Check(name="settings", state="fail", message=_sentence(error), hint=error.hint)
+        good = Path(paths.last_good_settings(session().home)).is_file()
+        held = "; the last good settings are in force" if good else ""
+        yield Check(name="settings", state="fail", message=_sentence(error) + held, hint=error.hint)
         return
     for problem in loaded.problems:
         yield Check(name="settings", state="fail", message=problem, hint=f"the file is {loaded.path}")

@@ -95,7 +95,7 @@ def run_foreground(home: str) -> int:
     """Be the daemon in this process, until Ctrl-C; for service managers and for looking on."""
     command = launch.command(home)
     sys.stdout.flush()
-    os.execve(command[0], command, launch.environment())  # noqa: S606 - no shell wanted
+    os.execve(command[0], command, launch.environment(home))  # noqa: S606 - no shell wanted
 
 
 def logs(home: str, lines: int = 200) -> Iterator[str]:

@@ -217,9 +217,12 @@ def command(home: str, python: str = "") -> list[str]:
     return [python or sys.executable, "-P", "-m", "coreagent.daemon", "--home", home]
 
 
-def environment() -> dict[str, str]:
+def environment(home: str) -> dict[str, str]:
     """What of this process's environment the daemon starts with."""
-    return {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    named: set[str] = set()
+    with suppress(OSError, UnicodeDecodeError), open(paths.kept_names(home), encoding="utf-8") as file:
+        named.update(file.read(65536).split())
+    return {k: v for k, v in os.environ.items() if k in _KEPT or k in named or k.startswith(_KEPT_PREFIXES)}
 
 
 def _spawn(home: str) -> None:
@@ -228,7 +231,7 @@ def _spawn(home: str) -> None:
     reading, writing = os.pipe()
     log = os.open(paths.daemon_log(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     argv = [*command(home), "--ready-fd", str(writing)]
-    env = environment()
+    env = environment(home)
     try:
         middle = os.fork()
         if middle == 0:

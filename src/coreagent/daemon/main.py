@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from coreagent import paths
-from coreagent.daemon import house, launch
+from coreagent.daemon import house, launch, watching
 from coreagent.daemon.door import Door, renewed
 from coreagent.daemon.server import Leaving, RunCommand, ServeMcp, Server
 from coreagent.errors import CoreAgentError
@@ -119,12 +119,15 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
         _on_signals(server, door)
         server.start()
         wished = asyncio.create_task(_heed(core, server), name="heed stop")
+        following = asyncio.create_task(_follow_settings(core, names), name="follow settings")
         log.info("core-agent %s serves %s (pid %d)", paths.VERSION, home, os.getpid())
         _say(ready, b"ready")
         leaving = await server.leaving
         if leaving.mode == "drain":
             leaving = await _drain(core, server)
         wished.cancel()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
         await server.stop(leaving)
         await core.engine.stop("now" if leaving.mode == "now" else "leave")
     finally:
@@ -142,6 +145,11 @@ async def _heed(core: Any, server: Server) -> None:
     """A capability may ask for the end too, wherever its call came from."""
     await core.stop_requested.wait()
     server.leave(Leaving(mode=core.stop_mode))
+
+
+async def _follow_settings(core: Any, names: PassedNames) -> None:
+    if hasattr(core, "reloads"):  # tests bring a Core without settings
+        await watching.follow_settings(core, names.changed)
 
 
 async def _drain(core: Any, server: Server) -> Leaving:
@@ -184,12 +192,14 @@ def _say(ready: int, what: bytes) -> None:
 
 
 class PassedNames:
-    """The names that the settings add to what clients send, written where a client can read them without YAML."""
+    """Names that the settings add to what clients send, and to what the daemon keeps of the environment that it is
+    started in: written where a client can read them without YAML.
+    """
 
     def __init__(self, home: str, core: Any) -> None:
-        self._target = Path(paths.passed_names(home))
+        self._home = home
         self._core = core
-        self._written: set[str] | None = None
+        self._written: dict[str, set[str]] = {}
 
     def changed(self) -> bool:
         """Read the settings again when their file changed; whether clients must look again at the names."""
@@ -197,17 +207,23 @@ class PassedNames:
             return False
         self._core.refresh_settings()
         settings = self._core.settings
+        self._write(paths.kept_names(self._home), set(settings.notify.webhook.headers.values()))
         names = set(settings.env.allow).union(*(runner.env for runner in settings.runners.values()))
-        if names == self._written:
+        return self._write(paths.passed_names(self._home), names)
+
+    def _write(self, path: str, names: set[str]) -> bool:
+        """Whether there was anything new to be written, and it could be."""
+        if names == self._written.get(path):
             return False
-        fresh = self._target.with_suffix(".new")
+        target = Path(path)
+        fresh = target.with_suffix(".new")
         try:
             fresh.write_text("".join(f"{name}\n" for name in sorted(names)))
-            fresh.replace(self._target)
+            fresh.replace(target)
         except OSError as error:
-            log.warning("cannot write %s: %s", self._target, error)  # a full disk keeps nobody from looking
+            log.warning("cannot write %s: %s", target, error)  # a full disk keeps nobody from looking
             return False
-        self._written = names
+        self._written[path] = names
         return True
 
 

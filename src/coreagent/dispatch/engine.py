@@ -22,6 +22,7 @@ from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.after import After
 from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
+from coreagent.dispatch.notify import Notifier
 from coreagent.dispatch.pools import KEPT, Pools
 from coreagent.dispatch.upkeep import Upkeep
 from coreagent.errors import CoreAgentError
@@ -71,6 +72,7 @@ class Engine:
         self.after = After(self.board)
         self.free_memory = admission.free_memory
         self.upkeep = Upkeep(self)
+        self.notifier = Notifier(self)
         self.run_attempt = attempts_of_work.run
         self.recover_attempt = recovery.recover
         """What a claim, and an attempt that a restart finds, come to: other hands than the real ones are for tests."""
@@ -255,8 +257,8 @@ class Engine:
         """The open dispatch that `text` names (names.find)."""
         return names.find(text, self.board.values())
 
-    async def changed(self, timeout_s: float, since: int) -> bool:
-        """Wait until any dispatch moved after `turns` was `since`; False when the time ran out."""
+    async def changed(self, timeout_s: float | None, since: int) -> bool:
+        """Wait until anything was told after `turns` was `since`; False when the time ran out."""
         if self.turns != since:
             return True
         try:
@@ -369,6 +371,7 @@ class Engine:
         await self.after.look_again(self)
         self._loop_task = asyncio.create_task(self._drain(), name="drain")
         self.upkeep.start()
+        self.notifier.start()
 
     def poke(self) -> None:
         """Look at the queue again, now."""
@@ -482,6 +485,7 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self.notifier.stop()
         self.nursery.close()
 
     def busy(self) -> Iterable[Dispatch]:

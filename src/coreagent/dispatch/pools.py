@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from coreagent import events
 from coreagent.dispatch import admission, breaker, pacing, park
 from coreagent.dispatch.breaker import Breaker
 from coreagent.dispatch.limits import Starts
@@ -92,6 +93,17 @@ class Pools:
             held.pop(name, None)
         else:
             held[name] = model
+
+    def newly_parked(self, controls: Mapping[str, Any], now: datetime) -> list[events.Message]:
+        """What is told of the parks that these controls begin."""
+        told: list[events.Message] = []
+        for key, value in controls.items():
+            kind, _, pool = key.partition(":")
+            known = self.parks.get(pool)
+            if kind == "park" and value is not None and (known is None or known.until <= now):
+                made = Park.model_validate(value)
+                told.append(events.PoolParked(pool=pool, until=made.until.isoformat(), why=made.why))
+        return told
 
     def started(self, pool: str, at: datetime, attempt_id: str) -> None:
         """A claim was made."""

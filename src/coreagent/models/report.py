@@ -391,6 +391,14 @@ class TemplateShow(BaseModel):
 
 class DaemonStatus(BaseModel):
     pid: int
+class NoticeSent(BaseModel):
+    """How one channel took the notice of `notify test`."""
+
+    channel: Literal["desktop", "command", "webhook"]
+    arrived: bool
+    problem: str = ""
+
+
     version: str
     home: str
     socket: str

@@ -162,4 +162,4 @@ def run() -> None:
         raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
     argv = launch.command(session().home)
     terminal().flush()
-    os.execve(argv[0], argv, launch.environment())  # noqa: S606 - no shell wanted
+    os.execve(argv[0], argv, launch.environment(session().home))  # noqa: S606 - no shell wanted

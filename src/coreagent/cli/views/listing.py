@@ -22,6 +22,7 @@ from coreagent.models.dispatch import Fate
 from coreagent.models.report import (
     AgentRow,
     HistoryRow,
+    NoticeSent,
     QueueReport,
     RepoRemoved,
     RepoRow,
@@ -77,6 +78,15 @@ def queue_lines(report: QueueReport, width: int, paint: Paint, now: datetime) ->
     ]
     header = ["#", "WORKSPACE", "AGENT", "PRIO", "WAITS FOR", "QUEUED"]
     return lines + table(header, cells, width, paint, flex=1, right="# PRIO QUEUED")
+
+
+def notice_lines(sent: Sequence[NoticeSent], width: int, paint: Paint) -> list[str]:
+    lines = []
+    for one in sent:
+        sign = paint.green("✓") if one.arrived else paint.red("✗")
+        first, *rest = wrap(one_line(one.problem) if one.problem else "arrived", max(20, width - 12))
+        lines += [f"{sign} {paint.bold(one.channel.ljust(8))} {first}", *(f"{'':11}{line}" for line in rest)]
+    return lines
 
 
 def rescue_lines(rows: Sequence[RescueRow], width: int, paint: Paint, now: datetime) -> list[str]:
