@@ -25,11 +25,11 @@ def check(model: type[M], raw: bytes, path: str, elsewhere: type[BaseModel] | No
     try:
         node = parse(decode(raw))
     except BadYaml as error:
-        raise _invalid(path, error.mark, [], error.message, error.hint) from None
+        raise mistake(path, error.mark, [], error.message, error.hint) from None
     if not isinstance(node.value, dict):
         if node.value is None:
             return model()
-        raise _invalid(path, node.mark, [], "the file must be a mapping", "start with `version: 1`")
+        raise mistake(path, node.mark, [], "the file must be a mapping", "start with `version: 1`")
     try:
         return model.model_validate(node.plain())
     except ValidationError as error:
@@ -51,7 +51,7 @@ def _first_of(
             keys = [*keys, str(one["loc"][-1])] if missing else keys
             message = "this key is needed" if missing else _words(one["msg"])
             given = one["input"] if isinstance(one["input"], str) else ""
-            found.append(_invalid(path, mark, keys, message, "", f"it is {given!r}" if given and not missing else ""))
+            found.append(mistake(path, mark, keys, message, "", f"it is {given!r}" if given and not missing else ""))
     found.sort(key=lambda each: (each.data["line"], each.data["column"]))
     found[0].data["others"] = [each.message for each in found[1:20]]
     return found[0]
@@ -64,12 +64,13 @@ def _unknown_key(
     hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(valid)}"
     if elsewhere is not None and _valid_keys(elsewhere, tuple(keys[:-1])).count(keys[-1]):
         hint = "a repository cannot set this; it belongs in your own agents.yaml"
-    return _invalid(path, mark, keys, "there is no such key", hint, data={"nearest": near[0] if near else ""})
+    return mistake(path, mark, keys, "there is no such key", hint, data={"nearest": near[0] if near else ""})
 
 
-def _invalid(
+def mistake(
     path: str, mark: Mark, keys: list[str], message: str, hint: str, cause: str = "", data: dict[str, Any] | None = None
 ) -> CoreAgentError:
+    """What is wrong at one place of a file."""
     key = ".".join(keys)
     return CoreAgentError(
         "settings_invalid",
@@ -91,8 +92,8 @@ def _valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]
         if isinstance(here, type) and issubclass(here, BaseModel):
             known = here.model_fields.get(str(step))
             here = _section(known.annotation) if known else None
-        elif get_origin(here) is dict:
-            here = _section(get_args(here)[1])
+        elif get_origin(here) in (dict, list):
+            here = _section(get_args(here)[-1])
     return sorted(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
 
 

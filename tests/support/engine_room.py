@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from coreagent.capabilities import about, control, dispatch, place, review, status
+from coreagent.capabilities import about, batch, compare, control, dispatch, place, review, status
 from coreagent.capability import Caller, call
 from coreagent.core import Core
 from coreagent.dispatch.engine import Engine
@@ -17,7 +17,7 @@ from coreagent.models.dispatch import Dispatch, State
 from coreagent.store.store import Store
 from tests.support.git_room import sh
 
-ROOMS = (about, control, dispatch, place, review, status)
+ROOMS = (about, batch, compare, control, dispatch, place, review, status)
 """Imported for what they register."""
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
 
@@ -31,7 +31,8 @@ class Room:
             (self.home / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.home / "agents.yaml").write_text(
             "version: 1\ndispatch: {default_agent: 'command:work'}\n"
-            f"commands: {{work: {{argv: [/bin/sh, -c, {json.dumps(script)}]}}}}\n{settings}"
+            f"commands:\n  work: {{argv: [/bin/sh, -c, {json.dumps(script)}]}}\n"
+            f"  other: {{argv: [/bin/sh, -c, {json.dumps(script)}, other]}}\n{settings}"
         )
         self.repo = tmp / "project"
         self.repo.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ class Before:
 
     def check(self, made: Dispatch) -> None:
         """Raise when a task cannot be built on what it comes after."""
-        check_top(made, next((dispatch for dispatch in self.found if dispatch.id == self.on_top), None))
+        order.check_top(made, next((dispatch for dispatch in self.found if dispatch.id == self.on_top), None))
 
 
 async def find(core: Core, named: Sequence[str], branch: str | None, on_top: bool) -> Before:
@@ -58,20 +58,3 @@ async def find(core: Core, named: Sequence[str], branch: str | None, on_top: boo
             hint="of several, say which: --branch agent/NAME" if found else "--after WORKSPACE --on-top",
         )
     return Before(tuple(found), found[0].id, None)
-
-
-def check_top(made: Dispatch, before: Dispatch | None) -> None:
-    """Raise when `made` cannot start from the result of `before`."""
-    if before is None:
-        return
-    if (made.org, made.repo) != (before.org, before.repo):
-        raise CoreAgentError(
-            "conflicting_options",
-            f"{before.workspace} is of another repository than {made.org}/{made.repo}",
-            hint="without --on-top it only waits for it",
-        )
-    options = made.options
-    given = [name for name, value in (("--with-changes", options.with_changes), ("--tag", options.tag is not None),
-                                      ("--pr", options.pr is not None)) if value]  # fmt: skip
-    if given:
-        raise CoreAgentError("conflicting_options", f"--on-top and {given[0]} exclude each other")

@@ -53,6 +53,9 @@ _DAY: tuple[Callable[..., None], ...] = (
     place.open_workspace,
     job.accept,
     job.reject,
+    batch.compare,
+    batch.pick,
+    batch.adopt,
     look.history,
     noun.agents,
 )

@@ -11,6 +11,7 @@ import difflib
 import functools
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,12 @@ class Text:
                 data={"missing": missing},
             )
         return _PLACEHOLDER.sub(lambda match: known[match[1]] or "", self.body)
+
+
+def replaced(text: str, values: Mapping[str, str]) -> tuple[str, list[str]]:
+    """A text of a person's with its placeholders replaced, and the names of those without a value."""
+    missing = [name for name in dict.fromkeys(_PLACEHOLDER.findall(text)) if name not in values]
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text), missing
 
 
 def load(kind: Kind, name: str, home: str = "") -> Text:

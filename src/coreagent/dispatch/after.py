@@ -7,11 +7,13 @@ change. Nothing here waits or polls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from coreagent.dispatch.queue import HELD
+from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import Dispatch, Fate, State
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from coreagent.dispatch.board import Board
     from coreagent.dispatch.engine import Engine
 
+NOTHING: Mapping[str, Dispatch] = MappingProxyType({})
 WAITS = "after"
 FAILED = "after_failed"
 """Words of `waiting_for`: one before it has not ended yet; one did not end well, and a person must say what next."""
@@ -38,6 +41,8 @@ def ending(dispatch: Dispatch) -> str | None:
         return f"failed: {dispatch.reason}"
     if dispatch.state is State.CANCELLED:
         return "was cancelled"
+    if is_held(dispatch) and dispatch.waiting_for == FAILED:
+        return "is held up"
     if dispatch.state is not State.COMPLETED:
         return None
     if dispatch.harvest.status == "rejected":
@@ -50,6 +55,23 @@ def ending(dispatch: Dispatch) -> str | None:
 def is_held(dispatch: Dispatch) -> bool:
     """Whether it waits for another task, or for a person because of one."""
     return dispatch.state is State.QUEUED and dispatch.waiting_for in HELD
+
+
+def check_top(made: Dispatch, before: Dispatch | None) -> None:
+    """Raise when `made` cannot start from the result of `before`."""
+    if before is None:
+        return
+    if (made.org, made.repo) != (before.org, before.repo):
+        raise CoreAgentError(
+            "conflicting_options",
+            f"{before.workspace} is of another repository than {made.org}/{made.repo}",
+            hint="without --on-top it only waits for it",
+        )
+    options = made.options
+    given = [name for name, value in (("--with-changes", options.with_changes), ("--tag", options.tag is not None),
+                                      ("--pr", options.pr is not None)) if value]  # fmt: skip
+    if given:
+        raise CoreAgentError("conflicting_options", f"--on-top and {given[0]} exclude each other")
 
 
 class After:
@@ -87,11 +109,11 @@ class After:
         """A task that is waited for, from the board or of those that left it."""
         return self._board.get(dispatch_id) or self._gone.get(dispatch_id)
 
-    def fields(self, dispatch: Dispatch, ended: Dispatch | None = None) -> dict[str, Any]:
-        """What a waiting task's row must say; `ended` is newer than what the board knows of it."""
+    def fields(self, dispatch: Dispatch, newer: Mapping[str, Dispatch] = NOTHING) -> dict[str, Any]:
+        """What a waiting task's row must say; `newer` are rows that the board does not have yet."""
         waits, failed = [], []
         for other in dispatch.options.after:
-            before = ended if ended is not None and ended.id == other else self.known(other)
+            before = newer.get(other) or self.known(other)
             why = ending(before) if before is not None else "is not known any more"
             name = before.name if before is not None else other
             if why is None:
@@ -102,29 +124,49 @@ class After:
             return {"waiting_for": FAILED, "detail": "; ".join(failed)}
         if waits:
             return {"waiting_for": WAITS, "detail": f"waits for {', '.join(waits)}"}
-        return self.freed(dispatch, ended)
+        return self.freed(dispatch, newer)
 
-    def freed(self, dispatch: Dispatch, ended: Dispatch | None = None) -> dict[str, Any]:
+    def freed(self, dispatch: Dispatch, newer: Mapping[str, Dispatch] = NOTHING) -> dict[str, Any]:
         """What the row of a task says that waits no longer: it starts from the result it was to be built on."""
         fields: dict[str, Any] = {"waiting_for": "", "detail": ""}
         wanted = dispatch.options.on_top
-        before = ended if ended is not None and ended.id == wanted else self.known(wanted)
+        before = newer.get(wanted) or self.known(wanted)
         if before is not None and not dispatch.runs:
             sha = before.harvest.sha if before.harvest.status == "complete" else before.start_sha or before.base_sha
             fields |= {"base_sha": sha, "base_ref": before.base_ref}
         return fields
 
     def followers(self, new: Dispatch, arriving: Collection[str], now: datetime) -> list[tuple[Dispatch, Dispatch]]:
-        """The tasks that a change of another one moves: each as it was, and as it is from then on."""
-        moved = []
-        for waiting in sorted(self._waiting.get(new.id, ())):
-            before = self._board.get(waiting)
-            if before is None or not is_held(before) or waiting in arriving:
+        """The tasks that a change of another one moves: each as it was, and as it is from then on.
+
+        What is held up holds up those behind it.
+        """
+        newer, moved = {new.id: new}, dict[str, tuple[Dispatch, Dispatch]]()
+        looked_at = [new.id]
+        while looked_at:
+            for waiting in sorted(self._waiting.get(looked_at.pop(), ())):
+                before = self._board.get(waiting)
+                if before is None or not is_held(before) or waiting in arriving or waiting == new.id:
+                    continue
+                after = _with(before, self.fields(before, newer), now)
+                if after != newer.get(waiting, before):
+                    newer[waiting] = after
+                    moved[waiting] = (before, after)
+                    looked_at.append(waiting)
+        return [(before, after) for before, after in moved.values() if after is not before]
+
+    def stuck(self, dispatch: Dispatch) -> bool:
+        """Whether a waiting task goes on only when a person does something about it, or about one before it."""
+        look_at, seen = [dispatch], set[str]()
+        while look_at:
+            one = look_at.pop()
+            if one.state in (State.BLOCKED, State.PAUSED) or one.waiting_for == FAILED:
+                return True
+            if not is_held(one) or one.id in seen:
                 continue
-            after = _with(before, self.fields(before, new), now)
-            if after is not before:
-                moved.append((before, after))
-        return moved
+            seen.add(one.id)
+            look_at += [before for other in one.options.after if (before := self.known(other)) is not None]
+        return False
 
     async def look_again(self, engine: Engine, only: Iterable[str] | None = None) -> None:
         """Bring the rows of waiting tasks in line with those before them: after a restart, and when they arrived."""

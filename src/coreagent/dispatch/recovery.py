@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, ending, environment
+from coreagent.dispatch import cleanup, ending, environment, trial, warm
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -33,6 +33,7 @@ async def reconcile(engine: Engine) -> None:
     In this order: as soon as an attempt is followed again it may settle and put its own spool away.
     """
     await asyncio.to_thread(_finish_putting_away, engine)
+    await asyncio.to_thread(trial.clear, Path(engine.core.home, "trials"))
     wanted = {d.id for d in engine.board.values() if d.state in ACTIVE or d.state is State.QUEUED}
     await asyncio.to_thread(environment.forget_others, engine.core.home, wanted)
     await _finish_letting_go(engine)
@@ -134,7 +135,8 @@ def _set_orphans_aside(engine: Engine) -> None:
     known = {(d.org, d.repo, d.name) for d in engine.board.values()}
     for org in _directories(root):
         for repo in _directories(org):
-            for name in _directories(repo):
+            # A clone of the person's there, as the contract has them, is no workspaces' parent gone astray.
+            for name in () if (repo / ".git").exists() else _directories(repo):
                 if (org.name, repo.name, name.name) in known:
                     continue
                 if name.name.startswith(".going-"):

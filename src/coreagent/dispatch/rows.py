@@ -60,6 +60,7 @@ def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) ->
         waiting_for=obstacle.word if obstacle else dispatch.waiting_for,
         detail=dispatch.detail or (obstacle.detail if obstacle else ""),
         question=dispatch.question,
+        stuck=after.is_held(dispatch) and engine.after.stuck(dispatch),
         needs_me=needs_me(dispatch),
         agent=dispatch.agent,
         pool=dispatch.pool,

@@ -183,6 +183,17 @@ def _advance(place: Path, onto: str, before: str, after: str) -> None:
     )
 
 
+def undo(user_top: Path, onto: str, before: str, after: str) -> str:
+    """The command that takes an earlier landing back; "" when something was committed on top of it since. Blocking."""
+    name = f"refs/heads/{onto}"
+    try:
+        if resolve(user_git_dir(user_top), name) != after:
+            return ""
+        return _undo(user_top, worktrees_on(user_top, name), name, before, after)
+    except CoreAgentError:
+        return ""  # the repository is not there any more
+
+
 def _undo(user_top: Path, places: list[Path], name: str, before: str, after: str) -> str:
     if places:
         return f"git -C {shlex.quote(str(places[0]))} reset --keep {before}"

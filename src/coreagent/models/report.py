@@ -47,6 +47,8 @@ class WorkspaceRow(BaseModel):
     waiting_for: str = ""
     detail: str = ""
     question: str = ""
+    stuck: bool = False
+    """Queued behind another task, and goes on only when a person does something about it, or about that one."""
     needs_me: bool = False
     """Blocked, failed, paused, or completed with changes nobody accepted or rejected."""
     agent: str
@@ -389,8 +391,6 @@ class TemplateShow(BaseModel):
     variables: list[str] = Field(default_factory=list)
 
 
-class DaemonStatus(BaseModel):
-    pid: int
 class NoticeSent(BaseModel):
     """How one channel took the notice of `notify test`."""
 

@@ -193,6 +193,22 @@ class Store:
         sql = reading.select("dispatches", "ORDER BY created_at DESC, id DESC LIMIT ?")
         return await self._models("dispatches", Dispatch, sql, [limit])
 
+    async def batch(self, name: str) -> list[Dispatch]:
+        """The dispatches of one batch, oldest first."""
+        sql = reading.select(
+            "dispatches", "WHERE json_extract_string(t.rest, '$.options.batch') = ? ORDER BY created_at, id"
+        )
+        return await self._models("dispatches", Dispatch, sql, [name])
+
+    async def batches(self, beginning: str = "") -> list[str]:
+        """Names of batches that begin so."""
+        found = await self.query(
+            "SELECT DISTINCT json_extract_string(rest, '$.options.batch') AS batch FROM dispatches"
+            " WHERE starts_with(json_extract_string(rest, '$.options.batch'), ?)",
+            [beginning],
+        )
+        return sorted(str(row["batch"]) for row in found if row["batch"])
+
     async def starts(self, since: datetime) -> list[tuple[str, datetime, str]]:
         """(pool, when, attempt id) of every claim since then that came to an exec, or may still."""
         sql = """

@@ -58,7 +58,8 @@ def row_of(workspace: str) -> WorkspaceRow:
 
 
 def at_rest(row: WorkspaceRow) -> bool:
-    return row.state not in ACTIVE and row.state is not State.QUEUED
+    """Whether nothing more comes of it unless a person does something."""
+    return row.state not in ACTIVE and (row.state is not State.QUEUED or row.stuck)
 
 
 class Position(BaseModel):
@@ -233,6 +234,8 @@ class _Follower:
                 self._next(f'core-agent resume {name} --answer "..."')
             case State.FAILED | State.PAUSED:
                 self._next(f"core-agent why {name}", f"core-agent resume {name}")
+            case State.QUEUED:
+                self._next(f"core-agent why {name}", f"core-agent queue start {name}")
 
     def _next(self, *commands: str) -> None:
         say(paint().dim(line) for line in next_lines(commands, self._terminal.width))
@@ -283,12 +286,23 @@ def wait_for(
     at: Annotated[str, typer.Option("--position", hidden=True)] = "",
     as_json: JsonLines = False,
 ) -> None:
-    """Follow a dispatch to its end, as `dispatch --wait` does, with the same exit codes.
+    """Follow a dispatch, or a whole batch, to its end, as `dispatch --wait` does, with the same exit codes.
 
     Ctrl-C leaves it running. With --json: JSON Lines, one workspace row per change.
     """
     limit = seconds(timeout) if timeout else None
-    raise typer.Exit(wait(workspace, as_json, limit, at=position(at) if at else None))
+    try:
+        code = wait(workspace, as_json, limit, at=position(at) if at else None)
+    except CoreAgentError as error:
+        if error.slug != "workspace_not_found":
+            raise
+        from coreagent.cli.commands.batch import wait_batch
+
+        try:
+            code = wait_batch(workspace, as_json, limit, at=position(at) if at else None)
+        except CoreAgentError as other:
+            raise (error if other.slug == "batch_not_found" else other) from None
+    raise typer.Exit(code)
 
 
 def watch(

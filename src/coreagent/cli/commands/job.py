@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from coreagent.cli.commands import suggest
+from coreagent.cli.commands import batch, suggest
 from coreagent.cli.commands.follow import wait
 from coreagent.cli.commands.option import (
     Json,
@@ -84,12 +84,36 @@ def dispatch(
         Literal["edits", "bypass"] | None, typer.Option("--permissions", help="`bypass`: the agent never asks.")
     ] = None,
     with_changes: Annotated[bool, typer.Option("--with-changes", help="Take my uncommitted changes along.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch first, and start from where origin has it.")] = False,
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="Dispatch though the store is in memory only.")
     ] = False,
     arg: Annotated[list[str] | None, typer.Option("--arg", help="Extra argument for the agent's own CLI.")] = None,
     script: Annotated[
         str, typer.Option("--script", help="YAML file for the `scripted` runner; `-`: standard input.")
+    ] = "",
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--after",
+            metavar="WORKSPACE",
+            help="Start when this one has ended well; may be given several times.",
+            autocompletion=suggest.workspaces,
+        ),
+    ] = None,
+    on_top: Annotated[bool, typer.Option("--on-top", help="With --after: start from its result.")] = False,
+    escalate: Annotated[
+        bool, typer.Option("--escalate", help="Of a list of agents, the next one when one changed nothing.")
+    ] = False,
+    count: Annotated[int, typer.Option("--count", min=0, help="So many siblings do it side by side.")] = 0,
+    agents: Annotated[
+        str,
+        typer.Option(
+            "--agents", metavar="A,B", help="One sibling for each agent, side by side.", autocompletion=suggest.agents
+        ),
+    ] = "",
+    file: Annotated[
+        str, typer.Option("--file", metavar="FILE", help="The tasks of this YAML file; `-`: standard input.")
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the prompt and the command line; start nothing.")
@@ -100,6 +124,7 @@ def dispatch(
 ) -> None:
     """Give a task to an agent in a workspace of its own.
 
+    With --file, --count or --agents several, which belong together: `compare` and `wait` know them by the batch's name.
     Returns at once with the workspace's name. With --wait: exit code 0 completed, 10 failed, 11 blocked or paused,
     12 cancelled, 75 when --wait-timeout ran out. With --wait --json: JSON Lines, first the answer, then one workspace
     row per change.
@@ -123,16 +148,26 @@ def dispatch(
         "expect": expect,
         "permissions": permissions,
         "with_changes": with_changes,
+        "fetch": fetch,
         "ephemeral": ephemeral,
         "args": arg or [],
-        "script": _script(script),
+        "script": _script(script) if script else "",
+        "after": after or [],
+        "on_top": on_top,
+        "escalate": escalate,
         "dry_run": dry_run,
     }
+    limit = seconds(wait_timeout) if wait_timeout else None
+    if file:
+        batch.dispatch_file(file, arguments, count or agents, follow, limit, as_json, _with_consent)
+        return
     if not (arguments["task"] or issue is not None or pr is not None or template or script):
         raise CoreAgentError(
             "usage", "there is no task", hint='core-agent dispatch "fix the failing test"   (`-` reads standard input)'
         )
-    limit = seconds(wait_timeout) if wait_timeout else None
+    if count or agents:
+        batch.dispatch_siblings(arguments, count, agents, follow, limit, as_json, _with_consent)
+        return
     reply = _with_consent("dispatch", arguments)
     _answer_and_wait(reply, follow and not dry_run, limit, as_json)
 
@@ -143,10 +178,10 @@ def _script(given: str) -> str:
     return stdin_text() if given == "-" else read_file(given, "script")
 
 
-def _with_consent(capability: str, arguments: dict[str, Any]) -> DispatchReply:
+def _with_consent(capability: str, arguments: dict[str, Any]) -> Any:
     """Call; where a person's consent is missing and a person is there, ask once and call again."""
     try:
-        reply: DispatchReply = session().call(capability, **arguments)
+        reply = session().call(capability, **arguments)
     except CoreAgentError as error:
         if error.slug != "consent_needed" or not terminal().interactive:
             raise

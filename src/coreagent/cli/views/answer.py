@@ -232,10 +232,8 @@ def stop_lines(reply: StopReply, paint: Paint) -> list[str]:
 
 
 def exit_code(state: State) -> int:
-    """What `--wait` leaves the shell with."""
-    return {State.COMPLETED: 0, State.FAILED: 10, State.BLOCKED: 11, State.CANCELLED: 12, State.PAUSED: 11}.get(
-        state, 0
-    )
+    """What `--wait` leaves the shell with; what is queued and at rest waits for a person."""
+    return {State.COMPLETED: 0, State.FAILED: 10, State.CANCELLED: 12}.get(state, 11)
 
 
 def json_line(line: str) -> str:
