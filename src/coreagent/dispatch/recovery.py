@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, ending, environment, trial, warm
+from coreagent.dispatch import cleanup, ending, environment, trial
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError

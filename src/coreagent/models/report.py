@@ -399,6 +399,8 @@ class NoticeSent(BaseModel):
     problem: str = ""
 
 
+class DaemonStatus(BaseModel):
+    pid: int
     version: str
     home: str
     socket: str
