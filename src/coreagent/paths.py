@@ -84,6 +84,11 @@ def index_copy(home: str, dispatch_id: str) -> str:
     return f"{home}/index/{dispatch_id}"
 
 
+def warm_dir(home: str) -> str:
+    """What the daemon knows of checkouts that lie ready; the files themselves are below the workspace root."""
+    return home + "/warm"
+
+
 def archive_dir(home: str, dispatch_id: str) -> str:
     return f"{home}/archive/{dispatch_id}"
 

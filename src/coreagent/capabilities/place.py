@@ -140,6 +140,7 @@ async def _rename(core: Core, known: Repo, org: str, name: str) -> Repo:
         engine.repos.pop((org, name), None)
         engine.repos.setdefault((known.org, known.name), known)
         raise
+    await engine.upkeep.warm.forget(known.org, known.name)
     return renamed
 
 
@@ -183,6 +184,7 @@ async def repo_remove(core: Core, caller: Caller, repo: str) -> RepoRemoved:
     finally:
         if going is not None:
             await asyncio.to_thread(shutil.rmtree, going, ignore_errors=True)
+    await engine.upkeep.warm.forget(*key)
     state: Literal["none", "removed", "kept"] = "removed" if going else "kept" if cache.exists() else "none"
     return RepoRemoved(repo=repo_row(core, found), cache=state, rescued=max(rescued, kept))
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from coreagent.cli import demo, doctor
-from coreagent.cli.commands import batch, follow, job, look, notify, noun, place, remote, service
+from coreagent.cli.commands import batch, follow, install, job, look, notify, noun, place, remote, service
 
 
 class Slashed(TyperGroup):
@@ -70,15 +70,19 @@ _HOUSE: tuple[Callable[..., None], ...] = (
 _NAMED: dict[Callable[..., None], str] = {place.open_workspace: "open", follow.wait_for: "wait"}
 for verb in _DAY:
     app.command(_NAMED.get(verb))(verb)
+noun.repo.command("fetch")(remote.fetch)
+noun.repo.command("sync")(remote.sync)
+service.daemon.command("install")(install.install)
+service.daemon.command("uninstall")(install.uninstall)
 for name, group in (
     ("rescue", noun.rescue),
     ("queue", noun.queue),
     ("workspace", noun.workspace),
     ("repo", noun.repo),
     ("template", noun.template),
+    ("notify", notify.notify),
     ("daemon", service.daemon),
 ):
     app.add_typer(group, name=name)
 for verb in _HOUSE:
     app.command()(verb)
-    ("notify", notify.notify),

@@ -57,6 +57,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     task = request.task.strip()
     check_task(task, options)
     path = find_repository(engine, caller, request.repo, request.org)
+    engine.upkeep.warm.expect(path)
     base, note = await engine.upkeep.sync.base_for(path, options, asked=request.fetch)
     if options.pr is not None:
         base = await asyncio.to_thread(pull_request, base, options.pr)

@@ -6,7 +6,9 @@ Safe to be cut off anywhere: a workspace without its `prepared` mark never had a
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import logging
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -30,6 +32,8 @@ from coreagent.plainfile import read_plain, write_plain
 if TYPE_CHECKING:
     from coreagent.core import Core
     from coreagent.dispatch.engine import Engine
+
+log = logging.getLogger(__name__)
 
 CONTEXT_FILES = ("CODEX.md", "CLAUDE.md", "GEMINI.md", "AGENTS.md")
 GIT_LOG_SHOWN = 10
@@ -59,6 +63,7 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
             await asyncio.to_thread(_add_context, place, runners.load(dispatch.runner).context_file)
         return dispatch
     made, base = new
+    engine.upkeep.warm.used(dispatch, base)
     note = ""
     if hooked:
         note = await hook.run_setup(engine, dispatch, attempt, place, base)
@@ -143,7 +148,8 @@ def _check_out(core: Core, dispatch: Dispatch, place: Layout, base: Base) -> git
     for directory in (place.root, place.meta, place.specs, place.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     index = Path(paths.index_copy(core.home, dispatch.id))
-    return git_checkout.checkout(
+    make = functools.partial(
+        git_checkout.checkout,
         cache,
         base,
         place.repo,
@@ -153,6 +159,14 @@ def _check_out(core: Core, dispatch: Dispatch, place: Layout, base: Base) -> git
         dispatch.options.with_changes,
         exclude=SIDECARS,
     )
+    warm = core.engine.upkeep.warm.take(dispatch.org, dispatch.repo, base.sha, place.root)
+    if warm is not None:
+        try:
+            return make(warm=warm)
+        except (CoreAgentError, OSError) as error:
+            log.warning("the checkout that lay ready for %s was of no use: %s", dispatch.workspace, error)
+            cleanup.remove_tree(warm.tree)
+    return make()
 
 
 def _write_files(place: Layout, text: str, context_file: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, ending, environment, trial
+from coreagent.dispatch import cleanup, ending, environment, trial, warm
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -133,7 +133,7 @@ def _set_orphans_aside(engine: Engine) -> None:
     core = engine.core
     root = Path(config.workspace_root(core.settings, core.home))
     known = {(d.org, d.repo, d.name) for d in engine.board.values()}
-    for org in _directories(root):
+    for org in (org for org in _directories(root) if org.name != warm.DIRECTORY):
         for repo in _directories(org):
             # A clone of the person's there, as the contract has them, is no workspaces' parent gone astray.
             for name in () if (repo / ".git").exists() else _directories(repo):

@@ -100,11 +100,12 @@ class Sync:
                 log.exception("a round of fetching failed")
 
     def _until_next(self) -> float:
-        if not self._engine.core.settings.sync.fetch_minutes:
+        every = self._engine.core.settings.sync.fetch_minutes * 60
+        if not every:
             return LOOK_S
         now = self._engine.core.now()
         due = [(self.next_at(path) - now).total_seconds() for path in self._paths()]
-        return max(0.05, min([LOOK_S, *due]))
+        return max(0.05, min([LOOK_S, every, *due]))
 
     async def _round(self) -> None:
         settings = self._engine.core.settings.sync

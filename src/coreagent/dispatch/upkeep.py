@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from coreagent.dispatch import cleanup
 from coreagent.dispatch.sync import Sync
+from coreagent.dispatch.warm import Warm
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -27,15 +28,18 @@ class Upkeep:
         self._engine = engine
         self._cleaning: asyncio.Task[None] | None = None
         self.sync = Sync(engine)
+        self.warm = Warm(engine)
 
     def start(self) -> None:
         self._cleaning = asyncio.create_task(self._clean(), name="clean")
         self.sync.start()
+        self.warm.start()
 
     def stop(self) -> None:
         if self._cleaning is not None:
             self._cleaning.cancel()
         self.sync.stop()
+        self.warm.stop()
 
     async def _clean(self) -> None:
         # Soon after the start too: a daemon need not live for an hour.

@@ -50,6 +50,15 @@ class Checkout:
     """What was not carried, one line each with the reason."""
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Files of a commit that lie ready on the same file system, with the daemon's index of them (git.warm)."""
+
+    tree: Path
+    index: Path
+    sha: str
+
+
 def checkout(
     cache: Path,
     base: Base,
@@ -62,10 +71,12 @@ def checkout(
     exclude: Sequence[str] = AGENT_SIDE,
     context_files: Sequence[str] = CONTEXT_FILES,
     limits: BringLimits | None = None,
+    warm: Ready | None = None,
 ) -> Checkout:
     """Make `repo_dir` a repository on `branch` at the base commit; keep the daemon's copy of the index apart from it.
 
     On failure nothing is left behind. `exclude` are gitignore patterns; a context file is excluded unless tracked.
+    What is `warm` is moved here, and only the difference to the base is written.
 
     Raises: too_large, git_failed, git_timeout, no_space, invalid_name.
     """
@@ -75,7 +86,7 @@ def checkout(
         index_copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             return _checkout(cache, base, repo_dir, branch, index_copy, author, with_changes,
-                             list(exclude), context_files, limits or BringLimits())  # fmt: skip
+                             list(exclude), context_files, limits or BringLimits(), warm)  # fmt: skip
         except BaseException:
             tree.remove(repo_dir)
             with contextlib.suppress(OSError):
@@ -94,8 +105,16 @@ def _checkout(
     exclude: list[str],
     context_files: Sequence[str],
     limits: BringLimits,
+    warm: Ready | None,
 ) -> Checkout:
-    fill(cache, base.sha, repo_dir, index_copy, lambda: own_git(cache, base, repo_dir, branch, author))
+    if warm is not None:
+        # In this order: files without an index would all be written again, an index without files is a lie.
+        warm.tree.replace(repo_dir)
+        warm.index.replace(index_copy)
+    if warm is None or warm.sha != base.sha:
+        fill(cache, base.sha, repo_dir, index_copy, lambda: own_git(cache, base, repo_dir, branch, author))
+    else:
+        own_git(cache, base, repo_dir, branch, author)
     exclude = [f"/{name}" for name in context_files if not os.path.lexists(repo_dir / name)] + [
         _anchored(pattern) for pattern in exclude
     ]
@@ -123,14 +142,7 @@ def _checkout(
 
 def fill(cache: Path, sha: str, work_tree: Path, index: Path, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Write a commit's files into an empty directory, with the index of it; do `meanwhile` while git works."""
-    args = ("read-tree", "-u", "--reset", sha)
-    env = environment(git_dir=cache, work_tree=work_tree, index=index, config=[
-        ("core.bare", "false"),
-        # Many files wait on the disk: a few writers win back more than starting them costs. Few files do not.
-            ("checkout.workers", "4"),
-            ("checkout.thresholdForParallelism", "5000"),
-            *_DARWIN,
-    ])  # fmt: skip
+    args, env = filling(cache, sha, work_tree, index)
     with start(*args, cwd=work_tree, env=env, stdin=subprocess.DEVNULL) as process:
         meanwhile()
         try:
@@ -139,6 +151,18 @@ def fill(cache: Path, sha: str, work_tree: Path, index: Path, meanwhile: Callabl
             raise timed_out(args, TIMEOUT_S) from None
     if process.returncode != 0:
         raise failure(args, Done(process.returncode, out, err))
+
+
+def filling(cache: Path, sha: str, work_tree: Path, index: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The git that writes a commit's files: into an empty directory all of them, else what differs from the index."""
+    env = environment(git_dir=cache, work_tree=work_tree, index=index, config=[
+        ("core.bare", "false"),
+        # Many files wait on the disk: a few writers win back more than starting them costs. Few files do not.
+        ("checkout.workers", "4"),
+        ("checkout.thresholdForParallelism", "5000"),
+        *_DARWIN,
+    ])  # fmt: skip
+    return ("read-tree", "-u", "--reset", sha), env
 
 
 _DARWIN = [("core.ignoreCase", "true"), ("core.precomposeUnicode", "true")] if sys.platform == "darwin" else []
