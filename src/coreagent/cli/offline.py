@@ -63,7 +63,7 @@ def prove(env: Mapping[str, str], settings: Settings, asked: str = "") -> Iterat
             state: Literal["too_old", "not_installed"] = "too_old" if actor.version else "not_installed"
             yield _proof(actor, state, actor.missing, actor.hint)
         elif actor.part is None:
-            said = f"{actor.name} was not proved: how it is led to another model is for its own settings to say"
+            said = f"{actor.name} is there, and not proved: no way is known to lead it to another model without a login"
             yield _proof(actor, "unknown_way", said)
         else:
             able.append(actor)
@@ -107,7 +107,9 @@ class _House:
         home.mkdir(mode=0o700)
         # Of another home's usual places nothing is known there.
         found = {actor.name: {"path": actor.path} for actor in actors if actor.name in runners.REAL}
-        (home / "agents.yaml").write_text(json.dumps({"version": 1, "runners": found}))
+        # A pool for each: the keys that are refused in a shared one would have it parked.
+        pools = {actor.slug: 0 for actor in actors}
+        (home / "agents.yaml").write_text(json.dumps({"version": 1, "runners": found, "concurrency": pools}))
         with ThreadPoolExecutor(AT_ONCE) as threads:
             try:
                 self.core_agent(self.place, "daemon", "start")

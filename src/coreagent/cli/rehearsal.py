@@ -45,12 +45,6 @@ def _opencode(url: str) -> dict[str, str]:
     return {"OPENCODE_CONFIG_CONTENT": json.dumps({"provider": {"offline": provider}, "model": "offline/proof"})}
 
 
-def _codex_acp(url: str) -> dict[str, str]:
-    provider = {"name": "offline", "base_url": f"{url}/v1", "wire_api": "responses", "env_key": "CODEX_API_KEY"}
-    settings = {"model_provider": "offline", "model_providers": {"offline": provider}}
-    return {"CODEX_CONFIG": json.dumps(settings), "MODEL_PROVIDER": "offline", "CODEX_API_KEY": KEY}
-
-
 PARTS: Final[Mapping[str, Part]] = {
     "claude": Part(
         leads=lambda url: {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": KEY},
@@ -64,6 +58,8 @@ PARTS: Final[Mapping[str, Part]] = {
     "gemini": Part(
         leads=lambda url: {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": KEY},
         write=lambda name: Tool("write_file", {"file_path": "{cwd}/" + name, "content": TEXT}),
+        # Without a model it asks another one which to take, and waits minutes for an answer that it can read.
+        model="gemini-2.5-pro",
     ),
     "opencode": Part(
         leads=_opencode,
@@ -71,8 +67,9 @@ PARTS: Final[Mapping[str, Part]] = {
         model="offline/proof",
     ),
 }
-"""By runner; an ACP agent of the same name is led in the same way, but for these."""
-ACP_PARTS: Final[Mapping[str, Part]] = {"codex": Part(_codex_acp, PARTS["codex"].write)}
+"""By runner. An ACP agent of the same name is led in the same way."""
+NO_OTHER_MODEL: Final = frozenset({"codex", "copilot"})
+"""ACP agents that no variable of theirs leads to another model (codex-acp 2.6.0 heeds no OPENAI_BASE_URL)."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def _acp(name: str, env: Mapping[str, str], settings: Settings) -> Actor:
         path=path,
         missing="" if path else f"{program} is not on the PATH",
         hint=hint,
-        part=ACP_PARTS.get(name, PARTS.get(name)) if own is None else None,
+        part=PARTS.get(name) if own is None and name not in NO_OTHER_MODEL else None,
     )
 
 
