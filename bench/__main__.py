@@ -26,6 +26,7 @@ def rows(pairs: int, *, quick: bool) -> dict[str, Callable[[], Row]]:
         "status": lambda: terminal.status(pairs),
         "mcp": lambda: terminal.mcp(pairs),
         "large": lambda: start.large(pairs),
+        "warm": lambda: start.warm(pairs),
         "small": lambda: start.small(pairs),
         "lanes": lambda: throughput.lanes(pairs, quick=quick),
         "slot": lambda: start.slot(pairs),

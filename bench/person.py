@@ -26,7 +26,7 @@ MEMORY_MIN = 6 << 30
 class Person(Home):
     """A home whose agents are two tiny programs: `stamp` prints the time, `noop` does nothing."""
 
-    def __init__(self, lanes: int = 0) -> None:
+    def __init__(self, lanes: int = 0, warm: int = 0) -> None:
         super().__init__()
         self.trace = self.dir / "trace"
         self.env["CORE_AGENT_TRACE"] = str(self.trace)
@@ -38,6 +38,8 @@ class Person(Home):
             "version": 1,
             # Whatever rests may go at once, so that `workspace clean` can be a part of the measurement.
             "dispatch": {"keep_days": 0, "workspace_root": str(self.trees / "workspace")},
+            # What lies ready takes time in between; only one row wants that.
+            "warm": {"per_repo": warm},
             "concurrency": {"command": {"total": lanes}} if lanes else {},
             "commands": {
                 "stamp": {"argv": [shutil.which("date") or "date", "+%s.%N"]},
@@ -90,6 +92,14 @@ class Person(Home):
         finally:
             shutil.rmtree(self.trees, ignore_errors=True)
 
+    def ready(self, limit_s: float = 60) -> None:
+        """Return when a checkout lies ready."""
+        deadline = time.monotonic() + limit_s
+        while not list((self.core / "warm").glob("*.json")):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no checkout was made in advance\n{self.log()[-2000:]}")
+            time.sleep(0.05)
+
     def clean(self) -> None:
         """Let every workspace go."""
         self.call("workspace.clean")
@@ -101,9 +111,9 @@ class Person(Home):
 
 
 @contextmanager
-def person(lanes: int = 0) -> Iterator[Person]:
+def person(lanes: int = 0, warm: int = 0) -> Iterator[Person]:
     """A person who leaves nothing behind."""
-    one = Person(lanes)
+    one = Person(lanes, warm)
     try:
         yield one
     finally:

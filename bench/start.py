@@ -88,6 +88,33 @@ def large(pairs: int) -> Row:
     )  # fmt: skip
 
 
+def warm(pairs: int) -> Row:
+    """To the exec on 20,000 files when a checkout lies ready: it is moved, checked, and gets its `.git`."""
+    took: list[dict[str, float]] = []
+    with repository("large") as top, person(warm=1) as me:
+        me.warm()
+        floor = Floor(top, me.trees)
+        one_dispatch(me, top)
+
+        def ours() -> float:
+            me.ready()
+            took.append(one_dispatch(me, top))
+            return took[-1]["agent"]
+
+        def clear() -> None:
+            floor.clear()
+            me.clean()
+
+        clear()
+        measured = interleave(pairs, ours, floor.add, clear)
+    received = [(one["agent"] - one["received"]) / base for one, base in zip(took, measured.floor, strict=True)]
+    return Row.of_ratio(
+        "dispatch to exec from the warm pool, 20,000 files", 0.15, "git worktree add", measured,
+        parts={"from the daemon's receipt, x": statistics.median(received), **parts(took)},
+        note="the next one is made before each pair, and nothing else is under way",
+    )  # fmt: skip
+
+
 def small(pairs: int) -> Row:
     """On 1,000 files: what is added to `git worktree add`, part by part."""
     took: list[dict[str, float]] = []
