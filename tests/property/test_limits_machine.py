@@ -28,7 +28,7 @@ BEGIN = datetime(2026, 3, 2, 4, tzinfo=UTC)
 LIMITS = {"claude": PoolLimit(total=3, models={"opus": 1}), "codex": PoolLimit(total=1), "gemini": PoolLimit()}
 RATES = {
     "codex": RateSettings(daily_limit=3, min_delay=60, reset_utc="06:00"),
-    "gemini": RateSettings(sustained_delay=600, burst_window=2, burst_delay=30, reset_utc="05:30"),
+    "gemini": RateSettings(sustained_delay=600, burst_window=1, burst_delay=30, reset_utc="05:30"),
 }
 POOLS = tuple(LIMITS)
 BREAKER = 2
@@ -170,7 +170,7 @@ class Model:
 
 
 TASKS = st.tuples(
-    st.sampled_from(POOLS),
+    st.sampled_from(("claude", *POOLS)),
     st.sampled_from(["", "opus", "claude-opus-4", "haiku"]),
     st.sampled_from(["a", "a", "b"]),
     st.integers(-1, 2),
@@ -179,8 +179,8 @@ TASKS = st.tuples(
 )
 ENDINGS = st.tuples(
     st.integers(0, 5),
-    st.sampled_from(["success", "died", "rate_limit", "outage", "outage", "cancelled", "unborn"]),
-    st.sampled_from([None, 90, 4000]),
+    st.sampled_from(["success", "died", "rate_limit", "rate_limit", "outage", "outage", "cancelled", "unborn"]),
+    st.sampled_from([None, None, 90, 4000]),
 )
 
 
@@ -370,4 +370,4 @@ class LimitsMachine(RuleBasedStateMachine):
 
 
 TestLimits = LimitsMachine.TestCase
-TestLimits.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+TestLimits.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)

@@ -229,3 +229,29 @@ def test_a_control_that_makes_no_sense_is_passed_over() -> None:
     pools.load({"park:claude": {"until": "never"}, "frozen": "1", "window:claude:w": 7}, [("claude", NOW, "A")])
     assert pools.parks == {}
     assert pools.starts["claude"].since(NOW) == 1
+
+
+def test_agents_side_by_side_hit_one_wall() -> None:
+    pools = Pools()
+    said = Ending(State.QUEUED, Reason.RATE_LIMIT, "", Outcome(terminal="error", reason=Reason.RATE_LIMIT), NOW)
+    for second in (60, 61, 62):
+        pools.apply(pools.ended(queued(1), said, NOW + timedelta(seconds=second), 5))
+    assert (pools.parks["claude"].times, pools.parks["claude"].until) == (1, NOW + 2 * MINUTE)
+    outage = Ending(State.FAILED, Reason.NETWORK, "", Outcome(terminal="error", reason=Reason.NETWORK), NOW)
+    assert pools.ended(queued(1), outage, NOW + timedelta(seconds=70), 5) == {}
+    again = Ending(said.state, said.reason, "", said.outcome, NOW + 3 * MINUTE)
+    pools.apply(pools.ended(queued(1), again, NOW + 4 * MINUTE, 5))
+    assert (pools.parks["claude"].times, pools.parks["claude"].until) == (2, NOW + 9 * MINUTE)
+
+
+def test_starts_of_a_clock_that_was_far_ahead_use_up_no_day() -> None:
+    starts = Starts([(NOW + timedelta(days=300), "A"), (NOW + HOUR, "B")])
+    assert starts.of_day(NOW, "00:00") == 1
+
+
+def test_what_agents_at_work_still_have_to_use_is_kept_for_them() -> None:
+    window = pacing.Window(kind="w", used=0.85, resets_at=NOW + HOUR, seen_at=NOW, price=0.03)
+    assert pacing.affordable(window, NOW, Starts(), 0, 0.95) == pytest.approx(10 / 3)
+    assert pacing.affordable(window, NOW, Starts(), 3, 0.95) == pytest.approx(1 / 3)
+    far = window.model_copy(update={"resets_at": NOW + timedelta(days=40)})
+    assert pacing.affordable(far, NOW, Starts(), 0, 0.95) is None
