@@ -106,7 +106,7 @@ class LiveAttempt:
         self.shim = shim
         shim.on_output(self._grown)
         self._reading = asyncio.create_task(self._read_along())
-        starting = asyncio.get_running_loop().call_later(STARTING_MOST_S, self._settle_in)
+        starting = asyncio.get_running_loop().call_later(STARTING_MOST_S, self.settle_in)
         try:
             if self.stop_requested:
                 await shim.cancel(self.stop_requested, self._grace_s)
@@ -130,16 +130,17 @@ class LiveAttempt:
             self._more.clear()
             found = await asyncio.shield(asyncio.to_thread(self._reader.read))
             if found:
-                self._settle_in()
-            await self._report()
+                self.settle_in()
+            await self.report()
             self._tell(found)
 
-    def _settle_in(self) -> None:
+    def settle_in(self) -> None:
+        """Note that it is up: the next agent may start."""
         if not self.settled_in:
             self.settled_in = True
             self._engine.poke()  # the next one may start
 
-    async def _report(self) -> None:
+    async def report(self) -> None:
         """Hand on what the stream told of its provider's windows."""
         windows = self.outcome.windows
         if windows != self._windows:
