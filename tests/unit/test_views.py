@@ -279,7 +279,7 @@ def everything(width: int, paint: Paint) -> list[str]:
         ),
         *listing.repo_lines([repo], width, paint),
         *listing.trust_lines(TrustReply(repo=repo, hash="h", settings={EVIL: EVIL}, applied=True), width, paint),
-        *listing.agent_lines([agent], width, paint),
+        *listing.agent_lines([agent], width, paint, NOW),
         *listing.template_lines([TemplateRow(name=EVIL, kind="persona", summary=EVIL, source=EVIL)], width, paint),
         *listing.template_text(
             TemplateShow(name=EVIL, kind="template", source=EVIL, text=EVIL, variables=[EVIL]), paint

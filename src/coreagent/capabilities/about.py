@@ -15,7 +15,6 @@ from coreagent.models.report import AgentRow, DaemonStatus, StopReply, TemplateR
 from coreagent.plural import plural
 from coreagent.runners.base import which
 
-
 NAMED = ("acp", "command")
 """Runners that cannot be asked for without a name."""
 
@@ -34,10 +33,12 @@ async def agents(core: Core, caller: Caller) -> list[AgentRow]:
         by_name[row.name] = row
     found = list(by_name.values())
     found += [_identity_row(core, by_name, name, identity) for name, identity in core.settings.agents.items()]
-    running = core.engine.running()
+    facts = core.engine.facts()
+    used = {pool: rows.pool_row(core.engine, pool, facts) for pool in {row.pool for row in found}}
     return [
-        row.model_copy(update={"limit": config.limit_of(row.pool, core.settings), "running": running.get(row.pool, 0)})
+        row.model_copy(update={"limit": use.limit, "running": use.running, "use": use})
         for row in found
+        for use in (used[row.pool],)
     ]
 
 

@@ -117,10 +117,11 @@ def pools(engine: Engine) -> list[PoolRow]:
     facts, queue = engine.facts(), engine.board.queued
     settings = engine.core.settings
     names = {*queue.pools, *facts.running, *settings.concurrency, *settings.rates, *facts.parks}
-    return [_pool(engine, name, facts) for name in sorted(names)]
+    return [pool_row(engine, name, facts) for name in sorted(names)]
 
 
-def _pool(engine: Engine, name: str, facts: claim.Facts) -> PoolRow:
+def pool_row(engine: Engine, name: str, facts: claim.Facts) -> PoolRow:
+    """One pool; also one that nothing is known of yet."""
     settings = engine.core.settings
     limit, rate, park = settings.concurrency.get(name), settings.rates.get(name), facts.parks.get(name)
     starts = facts.starts.get(name, Starts())

@@ -373,6 +373,8 @@ class AgentRow(BaseModel):
     pool: str = ""
     limit: int = 0
     running: int = 0
+    use: PoolRow | None = None
+    """What is used of its pool, and what holds the whole pool up."""
     roles: list[str] = Field(default_factory=list)
 
 

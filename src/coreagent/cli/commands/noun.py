@@ -251,4 +251,4 @@ def template_show(
 def agents(as_json: Json = False) -> None:
     """Agents that can be asked: found or not, version, login, slots."""
     rows = session().call("agents")
-    answer(rows, as_json, lambda t: listing.agent_lines(rows, t.width, paint()))
+    answer(rows, as_json, lambda t: listing.agent_lines(rows, t.width, paint(), now()))

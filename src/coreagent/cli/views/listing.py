@@ -23,6 +23,7 @@ from coreagent.models.report import (
     AgentRow,
     HistoryRow,
     NoticeSent,
+    PoolRow,
     QueueReport,
     RepoRemoved,
     RepoRow,
@@ -150,19 +151,29 @@ def trust_lines(reply: TrustReply, width: int, paint: Paint) -> list[str]:
     return lines
 
 
-def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint) -> list[str]:
+def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint, now: datetime) -> list[str]:
+    """Who can be asked: version and login, how much of its pool is used, and where it is or what is wrong with it."""
+    counted = any(row.use and (row.use.today or row.use.daily_limit) for row in rows)
     cells = []
     for row in rows:
         state = one_line(row.path) or "ok"
         if not row.found or row.problem:
             state = one_line(row.problem) or "not found"
-        login = {"yes": "logged in", "no": "not logged in", "unknown": "?", "not_needed": "-"}[row.login]
-        slots = f"{row.running}/{row.limit or '∞'}"
-        runner = one_line(row.runner) if row.kind == "identity" else "-"
+        login = {"yes": "yes", "no": "no", "unknown": "?", "not_needed": "-"}[row.login] if row.found else "-"
         version = one_line(row.version).partition(" ")[0] or "-"
-        found = "yes" if row.found else "no"
-        cells.append([one_line(row.name), found, runner, version, login, slots, state])
-    lines = table(["AGENT", "FOUND", "RUNS AS", "VERSION", "LOGIN", "SLOTS", "WHERE"], cells, width, paint, flex=-1)
+        version += f" (≥{row.minimum})" if row.minimum and row.version else ""
+        name = one_line(row.name) + (f" = {one_line(row.runner)}" if row.kind == "identity" else "")
+        cell = [
+            name,
+            version,
+            login,
+            one_line(row.pool),
+            _of(row.running, row.limit),
+        ]
+        today = [_of(row.use.today, row.use.daily_limit) if row.use else "-"] if counted else []
+        cells.append([*cell, *today, state])
+    header = ["AGENT", "VERSION", "LOGIN", "POOL", "RUNNING", *(["TODAY"] if counted else []), "WHERE"]
+    lines = table(header, cells, width, paint, flex=-1)
     for row in rows:
         if row.found and row.login == "no" and row.login_how:
             lines.append(paint.yellow(f"  {one_line(row.name)}: {one_line(row.login_how)}"))
@@ -170,7 +181,28 @@ def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint) -> list[str]
             # Not in a table's cell: which of them is used is what a person has to know.
             there = f"{row.path} is used; there is also {', '.join(row.others)}"
             lines += [paint.yellow(line) for line in wrap(one_line(f"  {row.name}: {there}"), width, "    ")]
+    for use in {row.pool: row.use for row in rows if row.use and row.pool}.values():
+        if words := _pool_words(use, now):
+            lines += [paint.yellow(line) for line in wrap(f"  pool {one_line(use.pool)}: {words}", width, "    ")]
     return lines
+
+
+def _of(count: int, most: int) -> str:
+    return f"{count}/{most}" if most else f"{count}/∞"
+
+
+def _pool_words(use: PoolRow, now: datetime) -> str:
+    """What is out of the ordinary in a pool; "" when nothing is."""
+    said = []
+    if use.parked_until is not None:
+        said.append(f"parked until {clock(use.parked_until, now)} ({one_line(use.parked_for).replace('_', ' ')})")
+    if use.frozen:
+        said.append("frozen")
+    if use.daily_limit and use.today >= use.daily_limit and use.resets_at is not None:
+        said.append(f"all {use.daily_limit} of the day are used; the next day begins at {clock(use.resets_at, now)}")
+    if use.queued:
+        said.append(f"{use.queued} wait" if use.queued > 1 else "1 waits")
+    return ", ".join(said)
 
 
 def template_lines(rows: Sequence[TemplateRow], width: int, paint: Paint) -> list[str]:
