@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coreagent.cli import ready
 from coreagent.cli.commands import suggest
 from coreagent.cli.commands.follow import row_of, wait
 from coreagent.cli.commands.option import Json, Yes, ask, paint, say, to_json
@@ -31,6 +32,7 @@ from coreagent.cli.views import answer as views
 from coreagent.cli.views import listing
 from coreagent.cli.views.text import fit, one_line, safe_lines, wrap
 from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError, told
+from coreagent.models.agent import Reason
 from coreagent.models.dispatch import State
 from coreagent.models.report import AcceptReply, DiffReply, DispatchReply, RepoRemoved
 
@@ -74,7 +76,10 @@ def demo(
     agent: Annotated[
         str,
         typer.Option(
-            "--agent", "-a", help="A real one, as in `claude`. [default: scripted]", autocompletion=suggest.agents
+            "--agent",
+            "-a",
+            help="As in `codex` or `acp:NAME`. [default: the first real one that is ready, else scripted]",
+            autocompletion=suggest.agents,
         ),
     ] = "",
     directory: Annotated[
@@ -97,7 +102,7 @@ class _Demo:
     """One showing: what was made, and what the closing document will say."""
 
     def __init__(self, agent: str, as_json: bool, yes: bool, keep: bool) -> None:
-        self.agent = agent or "scripted"
+        self.agent, self.why = (agent, "because you asked for it") if agent else _player()
         self.asked = bool(agent)
         self.as_json = as_json
         self.yes = yes
@@ -130,7 +135,7 @@ class _Demo:
         self._say([f"  {repo}"])
         self.told |= {"repository": str(repo), "test_before": self._test(repo)}
         self._step(2, f"dispatch the task to {self.agent}")
-        self._why_scripted()
+        self._who()
         self._say(wrap(f'core-agent dispatch --agent {self.agent} --wait "{TASK}"', terminal().width, "  "))
         reply = self._dispatch(repo)
         self.told |= {"workspace": reply.workspace, "branch": reply.branch}
@@ -140,7 +145,9 @@ class _Demo:
         if code == EXIT_INTERRUPTED:
             return code  # they stopped watching, and have been told what goes on
         if row.state is not State.COMPLETED or not row.files:
-            self._say(["", f"That did not end well. core-agent why {one_line(row.workspace)} tells more."])
+            no_login = f" {self.agent} is not logged in, or its login is refused." if row.reason is Reason.AUTH else ""
+            more = f"That did not end well.{no_login} core-agent why {one_line(row.workspace)} tells more."
+            self._say(["", *wrap(more, terminal().width)])
             return code
         self._step(3, f"the same test on its branch, {reply.branch}")
         self.told["test_after"] = self._test_branch(repo, reply.branch)
@@ -159,15 +166,16 @@ class _Demo:
         self._git(repo, "add", "--all")
         self._git(repo, "commit", "--quiet", "--message=A basket, and a test that fails")
 
-    def _why_scripted(self) -> None:
-        if self.agent != "scripted":
+    def _who(self) -> None:
+        """Say who works, unless the person said it themselves: a real agent costs something."""
+        if self.agent == "scripted":
+            text = f"This is the built-in scripted runner, {self.why}. "
+            text += "It plays a fixed script; everything around it is real."
+        elif not self.asked:
+            text = f"{self.agent} works, {self.why}: it uses a few of your tokens. `--agent scripted` plays without."
+        else:
             return
-        reason = "because you asked for it" if self.asked else _no_real_agent(terminal().env)
-        lines = wrap(
-            f"This is the built-in scripted runner, {reason}. It plays a fixed script; everything around it is real.",
-            terminal().width - 2,
-        )
-        self._say([paint().yellow(f"  {line}") for line in lines])
+        self._say([paint().yellow(f"  {line}") for line in wrap(text, terminal().width - 2)])
 
     def _dispatch(self, repo: Path) -> DispatchReply:
         script = (
@@ -317,17 +325,13 @@ def _unpack(archive: tarfile.TarFile, place: str) -> None:
             Path(place, Path(member.name).name).write_bytes(source.read())
 
 
-def _no_real_agent(env: Mapping[str, str]) -> str:
-    """Why the demo plays by itself, in plain words."""
-    from coreagent import runners
-    from coreagent.runners.base import NoSettings
-
-    claude = runners.load("claude")
-    if claude.find(env, NoSettings()).problem:
-        return "because no agent CLI is installed"
-    if claude.login(env, NoSettings()).state == "no":
-        return "because no agent CLI is logged in"
-    return "because no real agent was asked for (`core-agent demo --agent claude` uses yours)"
+def _player() -> tuple[str, str]:
+    """Who plays when nobody was asked for: the first real agent that is ready, else the scripted one; and why."""
+    looked = ready.candidates(terminal().env, ready.settings_of(session().home, terminal().env))
+    for one in looked:
+        if one.ready:
+            return one.name, f"the first agent that is ready here ({one.found.version})"
+    return "scripted", ready.why_none(looked)
 
 
 def _script(python: str, pace_s: float) -> str:

@@ -25,6 +25,7 @@ from coreagent.attempts import read_exit, read_started
 from coreagent.cli.commands import suggest
 from coreagent.cli.commands.option import Json, paint, say, to_json
 from coreagent.cli.door import no_agent
+from coreagent.cli.ready import settings_of
 from coreagent.cli.session import ask, session
 from coreagent.cli.terminal import Terminal, terminal
 from coreagent.cli.views.text import one_line, size, wrap
@@ -306,7 +307,7 @@ def _repository() -> Iterator[Check]:
 
 
 def _runners(here: Terminal) -> Iterator[Check]:
-    settings = _settings_or_defaults(here)
+    settings = settings_of(session().home, here.env)
     for name in sorted(runners.REAL):
         runner = runners.load(name)
         own = settings.runners.get(name) or config.RunnerSettings()
@@ -326,14 +327,6 @@ def _runners(here: Terminal) -> Iterator[Check]:
         if found.others:
             hint = f"runners.{name}.path in agents.yaml chooses another"
             yield Check(name=name, state="warn", message=f"there is also {', '.join(found.others)}", hint=hint)
-
-
-def _settings_or_defaults(here: Terminal) -> config.Settings:
-    """Wrong settings are told of by their own look."""
-    try:
-        return config.load(session().home, dict(here.env)).settings
-    except CoreAgentError:
-        return config.Settings()
 
 
 def _space() -> Iterator[Check]:
@@ -432,7 +425,7 @@ def _offline(here: Terminal, asked: str, report: Report, *, quiet: bool) -> Iter
         say([paint().dim("offline proof: a daemon, repositories and a model server of our own ...")])
         here.flush()
     proofs: list[Proof] = []
-    for proof in prove(here.env, _settings_or_defaults(here), asked):
+    for proof in prove(here.env, settings_of(session().home, here.env), asked):
         proofs.append(proof)
         report.proofs.append(proof.model_dump(mode="json"))
         if proof.state != "not_installed" or asked == proof.agent:

@@ -156,12 +156,13 @@ def init(
     home = session().home
     if not home:
         raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+    from coreagent.cli import ready
     from coreagent.cli.door import no_agent
     from coreagent.daemon import house
 
     no_agent("write the person's settings")
     house.prepare(home)
-    chosen, why = (agent, "you said so") if agent else _best_agent(terminal().env)
+    chosen, why = (agent, "you said so") if agent else ready.best(ready.candidates(terminal().env))
     path = Path(paths.settings_file(home))
     wrote = force or not path.exists()
     if wrote:
@@ -190,25 +191,6 @@ def _init_lines(home: str, path: str, wrote: bool, agent: str, why: str) -> list
         '  core-agent dispatch "your task"     in a repository of yours',
         "  core-agent doctor                   when something is not as it should be",
     ]
-
-
-def _best_agent(env: Mapping[str, str]) -> tuple[str, str]:
-    """The first agent that is there and logged in, else the first that is there, else the first; and why."""
-    from coreagent import runners
-    from coreagent.runners.base import NoSettings
-
-    there: list[tuple[str, str]] = []
-    for name in runners.REAL:
-        runner = runners.load(name)
-        found = runner.find(env, NoSettings())
-        if found.problem:
-            continue
-        login = runner.login(env, NoSettings())
-        if login.state != "no":
-            return name, f"version {found.version} was found"
-        there.append((name, f"found, but not logged in: {login.hint}"))
-    nobody = f"no agent's CLI was found: {runners.load(runners.REAL[0]).find(env, NoSettings()).hint}"
-    return there[0] if there else (runners.REAL[0], nobody)
 
 
 def version(as_json: Json = False) -> None:
