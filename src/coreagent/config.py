@@ -38,9 +38,17 @@ M = TypeVar("M", bound=BaseModel)
 Size = Annotated[int, Field(gt=0, le=1 << 40)]
 
 
+def _in_turn(value: Any) -> Any:
+    """A list of agents as `--agent` takes it."""
+    return ",".join(str(one).strip() for one in value) if isinstance(value, list) else value
+
+
+Agents = Annotated[str, BeforeValidator(_in_turn)]
+
+
 class DispatchSettings(Section):
-    default_agent: str = "claude"
-    """Agent of a dispatch that names none: `runner[:model]` or a named identity."""
+    default_agent: Agents = "claude"
+    """Agent of a dispatch that names none: `runner[:model]` or an identity; of a list, the first that can be used."""
     default_template: str = "coding"
     workspace_root: str = ".core/workspace"
     """Where workspaces are made; relative to the directory that holds the home, `.core` being the home itself."""
@@ -222,7 +230,7 @@ class Settings(Section):
 
 
 class RepoDispatch(Section):
-    default_agent: str = ""
+    default_agent: Agents = ""
     default_template: str = ""
 
 
@@ -427,7 +435,7 @@ def parse_reset_utc(text: str) -> time:
 def _oddities(settings: Settings, path: str) -> list[str]:
     found = []
     for where, text in [
-        ("dispatch.default_agent", settings.dispatch.default_agent),
+        *(("dispatch.default_agent", one.strip()) for one in settings.dispatch.default_agent.split(",")),
         *((f"agents.{name}.runner", identity.runner) for name, identity in settings.agents.items()),
     ]:
         try:

@@ -243,10 +243,9 @@ async def queue_start(
         await engine.set_controls(engine.pools.close_breaker(f"{found.org}/{found.name}"))
     if pool:
         await engine.set_controls({f"frozen:{pool}": None, **engine.pools.unpark(pool)})
-        for waiting in [d for d in engine.board.queued if d.pool == pool and d.waiting_until is not None]:
-            now = engine.board.get(waiting.id, waiting)
-            if now.state is State.QUEUED and now.waiting_until is not None:
-                await engine.update(now, waiting_until=None, waiting_for="")
+        # All in one transaction's time: a park may hold up thousands.
+        waiting = [d for d in engine.board.queued if d.pool == pool and d.waiting_until is not None]
+        await asyncio.gather(*(engine.update(d, waiting_until=None, waiting_for="") for d in waiting))
     if not pool and not repo and not workspace:
         await engine.set_controls({key: None for key in engine.controls if key.startswith("frozen")})
     engine.poke()

@@ -34,6 +34,7 @@ rescue = group("Work that could not be brought to its branch.")
 template = group("How tasks are framed: templates and personas.")
 
 Pool = Annotated[str, typer.Argument(metavar="POOL", help="One pool; everything when left out.")]
+PoolOption = Annotated[str, typer.Option("--pool", help="One pool, said by name.", show_default=False)]
 
 
 def _queue(report: QueueReport, as_json: bool) -> None:
@@ -47,9 +48,9 @@ def queue_list(as_json: Json = False) -> None:
 
 
 @queue.command("freeze")
-def queue_freeze(pool: Pool = "", as_json: Json = False) -> None:
+def queue_freeze(pool: Pool = "", only: PoolOption = "", as_json: Json = False) -> None:
     """Start nothing new; what runs goes on."""
-    _queue(session().call("queue.freeze", pool=pool), as_json)
+    _queue(session().call("queue.freeze", pool=only or pool), as_json)
 
 
 @queue.command("start")
@@ -57,9 +58,16 @@ def queue_start(
     pool: Annotated[
         str, typer.Argument(metavar="POOL|WORKSPACE", help="One pool, or a task that waits; everything when left out.")
     ] = "",
+    only: PoolOption = "",
+    repo: Annotated[
+        str, typer.Option("--repo", "-r", help="A repository that is left alone because its tasks failed.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Let the queue go on: all of it, a pool, or one task that waits for a time or for others."""
+    """Let the queue go on: all of it, a pool that is frozen or parked, a repository, or one task that waits."""
+    if repo or only:
+        _queue(session().call("queue.start", pool=only or pool, repo=repo), as_json)
+        return
     try:
         report = session().call("queue.start", pool=pool)
     except CoreAgentError as error:

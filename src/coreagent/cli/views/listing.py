@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from coreagent.cli.views.status import waits_for
 from coreagent.cli.views.text import (
     Paint,
     ago,
@@ -72,13 +73,15 @@ def queue_lines(report: QueueReport, width: int, paint: Paint, now: datetime) ->
             one_line(row.workspace),
             one_line(row.agent),
             str(row.priority),
-            one_line(row.waiting_for) + (f" until {clock(row.waiting_until, now)}" if row.waiting_until else ""),
+            waits_for(row.waiting_for, row.waiting_until, now),
             f"{ago(row.queued_at, now)} ago",
         ]
         for row in report.rows
     ]
     header = ["#", "WORKSPACE", "AGENT", "PRIO", "WAITS FOR", "QUEUED"]
-    return lines + table(header, cells, width, paint, flex=1, right="# PRIO QUEUED")
+    lines += table(header, cells, width, paint, flex=1, right="# PRIO QUEUED")
+    hidden = report.total - len(report.rows)
+    return [*lines, paint.dim(f"+{hidden:,} more")] if hidden > 0 else lines
 
 
 def notice_lines(sent: Sequence[NoticeSent], width: int, paint: Paint) -> list[str]:

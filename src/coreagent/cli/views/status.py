@@ -32,8 +32,19 @@ NOW_MIN = 30
 """What a workspace does now, the column that a person reads, gets at least this much room, or lines of its own."""
 _WAITING = {
     "slot": "waits for a free slot",
+    "model_slot": "waits for a free slot of its model",
     "frozen": "the queue is frozen",
+    "frozen_pool": "its pool is frozen",
     "rate_limit": "rate limit",
+    "parked": "its pool is parked",
+    "daily_limit": "no start left today",
+    "min_delay": "pause between two starts",
+    "pace": "paced to reach the reset",
+    "memory": "would not fit into memory",
+    "starting": "others are starting",
+    "breaker": "its repository is left alone",
+    "settings": "agents.yaml is wrong",
+    "shutdown": "the daemon is draining",
     "restart": "waits for the daemon's restart",
     "workspace": "another turn holds the workspace",
     "after": "waits for another task",
@@ -115,10 +126,7 @@ def what_now(row: WorkspaceRow, now: datetime) -> str:
         case State.QUEUED:
             if row.waiting_for.startswith("after") and said:
                 return said
-            waits = _WAITING.get(row.waiting_for, one_line(row.waiting_for) or "waits for its turn")
-            if row.waiting_until is not None:
-                waits += f", until {clock(row.waiting_until, now)}"
-            return waits
+            return waits_for(row.waiting_for, row.waiting_until, now)
         case State.PREPARING:
             return said or "making the workspace"
         case State.RUNNING:
@@ -129,6 +137,12 @@ def what_now(row: WorkspaceRow, now: datetime) -> str:
             return _completed(row, said)
         case _:
             return said or one_line(row.last_text) or one_line(row.task)
+
+
+def waits_for(word: str, until: datetime | None, now: datetime) -> str:
+    """Why something waits, for people, and until when."""
+    said = _WAITING.get(word, one_line(word) or "waits for its turn")
+    return said if until is None else f"{said}, until {clock(until, now)}"
 
 
 def _completed(row: WorkspaceRow, said: str) -> str:
@@ -290,11 +304,16 @@ def pool_line(pool: PoolRow, now: datetime) -> str:
     if not (pool.frozen or pool.parked_until or pool.queued):
         return ""
     limit = f"{pool.running}/{pool.limit}" if pool.limit else str(pool.running)
-    line = f"pool {one_line(pool.pool)}: {limit} running, {pool.queued} queued"
+    line = f"pool {one_line(pool.pool)}: {limit} running, {pool.queued:,} queued"
+    if pool.daily_limit:
+        line += f", today {pool.today}/{pool.daily_limit}"
     if pool.frozen:
         line += ", frozen (`core-agent queue start` lets it go on)"
     if pool.parked_until is not None:
-        line += f", parked by a rate limit until {clock(pool.parked_until, now)}"
+        why = "an outage" if pool.parked_for == "outage" else "a rate limit"
+        return line + f", parked by {why} until {clock(pool.parked_until, now)}"
+    if pool.held_by in ("daily_limit", "min_delay", "pace"):
+        line += f", {waits_for(pool.held_by, pool.next_start, now)}"
     return line
 
 
