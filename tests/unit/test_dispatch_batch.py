@@ -13,6 +13,7 @@ from tests.unit.test_dispatch_after import SETTLED, WORK, frozen, thaw
 
 from coreagent.dispatch import taskfile
 from coreagent.errors import CoreAgentError
+from coreagent.models.batch import TaskEntry
 from coreagent.models.dispatch import State
 
 FILE = """\
@@ -283,3 +284,13 @@ def test_two_that_run_the_same_batch_at_once(tmp_path: Path) -> None:
         assert len(names) == len(set(names)) == 6
 
     in_room(tmp_path, body, script=WORK)
+
+
+def test_the_file_in_the_documentation_is_one() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "batches.md").read_text("utf-8")
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    tasks = taskfile.read(text, "tasks.yaml", {})
+    assert [task.key for task in tasks.tasks] == ["schema", "api", "docs", "survey"]
+    assert tasks.tasks[3].entry.task.startswith("Who else reads accounts?")
+    told = set(TaskEntry.model_fields) - {key for key in TaskEntry.model_fields if f"`{key}`" in page}
+    assert not told, "keys that the page does not name"

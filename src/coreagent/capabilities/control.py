@@ -142,7 +142,7 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
 
 def _interactive(core: Core, caller: Caller, found: Dispatch, place: Layout) -> Plan:
     runner = runners.load(found.runner)
-    goes_on = bool(found.runs and found.session_id and found.reason not in POISONED)
+    goes_on = bool((found.runs or found.options.adopted) and found.session_id and found.reason not in POISONED)
     attempt = Attempt(
         id=core.new_id(),
         dispatch_id=found.id,

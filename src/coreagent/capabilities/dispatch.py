@@ -294,7 +294,7 @@ def _next_turn(
     unsaid = "" if found.next_prompt == CONTINUE else found.next_prompt
     said = [unsaid, f"Your question was answered (also in ANSWER.md):\n{answer}" if answer else "", prompt]
     text = "\n\n".join(part for part in said if part)
-    if not found.runs:
+    if not found.runs and not (found.options.adopted and found.session_id):
         return "dispatch", text
     runner = runners.load(found.runner)
     poisoned = found.reason in POISONED or found.next_kind == "fresh"

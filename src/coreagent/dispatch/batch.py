@@ -69,7 +69,7 @@ def options_of(entry: TaskEntry) -> Options:
 def request_of(entry: TaskEntry, options: Options, name: str = "") -> Request:
     """What intake is asked for a task."""
     asked = Request(entry.task, options, repo=entry.repo, agent=entry.agent, name=name or entry.name)
-    return replace(asked, priority=entry.priority)
+    return replace(asked, priority=entry.priority, fetch=entry.fetch)
 
 
 @contextlib.asynccontextmanager

@@ -93,6 +93,8 @@ def _make(
         return None
     base = base or rebuild_base(dispatch)
     made = _check_out(core, dispatch, place, base)
+    if dispatch.options.adopted:
+        made = replace(made, start=dispatch.base_sha)  # what was there already is the work, not what it began from
     core.crash_point("checked-out")
     text = _prompt(core, dispatch, template, recent_commits(base.git_dir, base.sha))
     core.mark("rendered")
@@ -126,6 +128,8 @@ def rebuild_base(dispatch: Dispatch) -> Base:
     try:
         return replace(inspect(top), sha=dispatch.base_sha, ref=dispatch.base_ref)
     except CoreAgentError:
+    if dispatch.options.adopted:
+        return replace(inspect(Path(dispatch.options.adopted)), ref=dispatch.base_ref, kind="branch")
         return Base(
             top=top,
             git_dir=top / ".git",

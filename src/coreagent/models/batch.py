@@ -62,6 +62,8 @@ class TaskDefaults(BaseModel):
     expect: Literal["changes", "none"] = "changes"
     permissions: Literal["edits", "bypass"] | None = None
     with_changes: bool = False
+    fetch: bool = False
+    """Fetch first, and start from where the remote has the branch."""
     escalate: bool = False
     ephemeral: bool = False
     args: Names = Field(default_factory=list)

@@ -120,6 +120,8 @@ class Options(BaseModel):
     """Ids of dispatches that must have ended well before this one starts."""
     on_top: str = ""
     """Id of the one of `after` whose result this one starts from, "" for the base as it was asked for."""
+    adopted: str = ""
+    """Where the work of somebody else lies that this workspace began with; "" when it began with a commit alone."""
     batch: str = ""
     """Id that the dispatches of one command share."""
     batch_key: str = ""

@@ -169,9 +169,10 @@ def compare(
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="With --test: for each. [default: 10m]")
     ] = "",
-    diff: Annotated[
-        tuple[str, str], typer.Option("--diff", metavar="A B", help="What lies between two of them.")
-    ] = ("", ""),
+    diff: Annotated[tuple[str, str], typer.Option("--diff", metavar="A B", help="What lies between two of them.")] = (
+        "",
+        "",
+    ),
     as_json: Json = False,
 ) -> None:
     """Set results of the same task side by side: state, changes, tests, cost, time, and which are the same.
