@@ -144,8 +144,10 @@ def test_doctor_repairs_only_when_asked(home: Home) -> None:
 def test_doctor_proves_an_installation_without_a_key(home: Home) -> None:
     report = home.json("doctor", "--offline", timeout=120)
     proof = [c for c in report["checks"] if c["name"] == "offline"]
-    assert [c["state"] for c in proof] == ["warn", "ok", "ok"]
-    assert "accepted" in proof[-1]["message"]
+    assert [c["state"] for c in proof] == ["ok", "warn"]
+    assert "accepted" in proof[0]["message"]
+    assert proof[1]["message"] == "not installed, so not proved: claude, codex, gemini, opencode"
+    assert [p["agent"] for p in report["proofs"] if p["state"] == "proved"] == ["scripted"]
 
 
 def test_completion_knows_commands_and_workspaces(home: Home) -> None:

@@ -26,8 +26,8 @@ def told(tmp_path: Path) -> dict[str, AgentRow]:
 
     async def body(room: Room) -> None:
         file = room.home / "agents.yaml"
-        head, _, rest = file.read_text().partition("commands: {")
-        file.write_text(head + SETTINGS + "commands:\n  " + rest.strip().removesuffix("}") + "\n" + COMMANDS)
+        head, _, rest = file.read_text().partition("commands:\n")
+        file.write_text(f"{head}{SETTINGS}commands:\n{COMMANDS}{rest}")
         tool = tmp_path / "bin" / "tool"
         tool.parent.mkdir()
         tool.write_text("#!/bin/sh\n")

@@ -277,7 +277,7 @@ def everything(width: int, paint: Paint) -> list[str]:
         *listing.rescue_lines(
             [RescueRow(workspace=EVIL, n=1, ref="r", sha="a" * 40, reason=EVIL, at=NOW)], width, paint, NOW
         ),
-        *listing.repo_lines([repo], width, paint),
+        *listing.repo_lines([repo], width, paint, NOW),
         *listing.trust_lines(TrustReply(repo=repo, hash="h", settings={EVIL: EVIL}, applied=True), width, paint),
         *listing.agent_lines([agent], width, paint, NOW),
         *listing.template_lines([TemplateRow(name=EVIL, kind="persona", summary=EVIL, source=EVIL)], width, paint),
@@ -303,7 +303,7 @@ def test_empty_lists_say_so() -> None:
     assert listing.history_lines([], 80, PLAIN, NOW) == ["nothing was dispatched yet"]
     assert listing.queue_lines(QueueReport(frozen=True), 80, PLAIN, NOW)[-1] == "nothing is queued"
     assert listing.rescue_lines([], 80, PLAIN, NOW) == ["nothing had to be rescued"]
-    assert "repo add" in listing.repo_lines([], 80, PLAIN)[0]
+    assert "repo add" in listing.repo_lines([], 80, PLAIN, NOW)[0]
     assert listing.workspace_rows([], 80, PLAIN, NOW) == ["there is no workspace"]
     assert answer.clean_lines(CleanReply(), 80, PLAIN) == ["nothing to remove"]
 

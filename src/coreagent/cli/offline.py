@@ -112,8 +112,12 @@ class _House:
         (home / "agents.yaml").write_text(json.dumps({"version": 1, "runners": found, "concurrency": pools}))
         with ThreadPoolExecutor(AT_ONCE) as threads:
             try:
-                self.core_agent(self.place, "daemon", "start")
-                waiting = {threads.submit(_Proving(self, actor).run): actor for actor in actors}
+                code, reply = self.core_agent(self.place, "daemon", "start")
+                if code:
+                    why = f"the proof's own daemon does not start: {_why(code, reply)}"
+                    yield from (_proof(actor, "failed", why) for actor in actors)
+                    return
+                waiting = [threads.submit(_Proving(self, actor).run) for actor in actors]
                 for done in as_completed(waiting):
                     yield done.result()
             finally:
@@ -236,5 +240,5 @@ class _Proving:
 def _why(code: int, last: Mapping[str, Any]) -> str:
     """What a command's last document says of an ending that was not wanted."""
     error = last.get("error", {})
-    said = [last.get("reason") or error.get("slug"), last.get("detail") or error.get("message")]
+    said = [last.get("reason") or error.get("slug"), last.get("detail") or error.get("message"), error.get("cause")]
     return ": ".join(str(part) for part in said if part) or f"{last.get('state', 'no answer')}, exit code {code}"
