@@ -27,8 +27,7 @@ async def status(core: Core, caller: Caller, workspace: Workspace = "", all: boo
     if not workspace and caller.role != "worker":
         return rows.report(core.engine, all)
     found = await seen_by(core, caller, workspace)
-    whole = rows.report(core.engine, True)
-    whole.workspaces = [r for r in whole.workspaces if r.dispatch_id == found.id] or [rows.row(core.engine, found)]
+    whole = rows.report(core.engine, only=found)
     if caller.role == "worker":
         whole.warnings = []  # they name other workspaces
     return whole
@@ -317,7 +316,7 @@ async def watch(
             return WatchReply(
                 seq=max((e.seq for e in found), default=after),
                 events=[e.model_dump(mode="json") for e in found],
-                workspaces=[rows.row(engine, d) for d in engine.board.values() if d.id in named],
+                workspaces=[rows.row(engine, d) for i in sorted(named) if (d := engine.board.get(i)) is not None],
                 timed_out=not found,
             )
         await engine.changed(left, turns)

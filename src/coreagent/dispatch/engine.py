@@ -255,7 +255,7 @@ class Engine:
 
     def find(self, text: str) -> Dispatch:
         """The open dispatch that `text` names (names.find)."""
-        return names.find(text, self.board.values())
+        return names.find(text, self.board.called(text) or self.board.values())
 
     async def changed(self, timeout_s: float | None, since: int) -> bool:
         """Wait until anything was told after `turns` was `since`; False when the time ran out."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -290,7 +291,7 @@ def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces:
     Raises: workspace_busy, branch_exists, invalid_name.
     """
     open_ones = open_names(engine, repo)
-    taken = open_ones.keys() | traces.branches | traces.kept
+    taken = names.Either(open_ones, traces.branches, traces.kept)
     options = request.options
     if request.name:
         name = names.check(request.name)
@@ -318,7 +319,26 @@ def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces:
     return names.unique(names.slug(task), taken)
 
 
-def open_names(engine: Engine, repo: Repo) -> dict[str, str]:
+class OpenNames(Mapping[str, str]):
+    """Name -> the `org/repo` it is of; a view of the board, which may hold a hundred thousand."""
+
+    def __init__(self, parts: list[tuple[str, Mapping[str, str]]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> str:
+        for owner, known in self._parts:
+            if name in known:
+                return owner
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name: None for _, known in self._parts for name in known})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def open_names(engine: Engine, repo: Repo) -> OpenNames:
     """Names of the repository's workspaces, and of those on their way to the queue, with the `org/repo` they are of.
 
     The worktrees of one repository share its branches, so their workspaces may not share a name.
@@ -326,8 +346,11 @@ def open_names(engine: Engine, repo: Repo) -> dict[str, str]:
     common = engine.common_dirs.get(repo.path)
     family = {(r.org, r.name) for r in engine.repos.values() if common and engine.common_dirs.get(r.path) == common}
     family.add((repo.org, repo.name))
-    used = [(d.org, d.repo, d.name) for d in engine.board.values()]
-    return {name: f"{org}/{of}" for org, of, name in (*used, *engine.reserved) if (org, of) in family}
+    parts: list[tuple[str, Mapping[str, str]]] = []
+    for org, of in sorted(family):
+        on_their_way = {name: "" for one, other, name in engine.reserved if (one, other) == (org, of)}
+        parts += [(f"{org}/{of}", engine.board.names.get((org, of), {})), (f"{org}/{of}", on_their_way)]
+    return OpenNames(parts)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import Dispatch
@@ -57,9 +57,19 @@ def directory_name(text: str, fallback: str) -> str:
     return made if valid(made) else fallback
 
 
-def unique(wanted: str, taken: Iterable[str]) -> str:
+class Either:
+    """What is in one of several containers; none of them is copied."""
+
+    def __init__(self, *parts: Container[str]) -> None:
+        self._parts = parts
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in part for part in self._parts)
+
+
+def unique(wanted: str, taken: Iterable[str] | Either) -> str:
     """`wanted`, or `wanted-2`, `wanted-3`... when it is taken."""
-    used = set(taken)
+    used = taken if isinstance(taken, Either) else set(taken)
     if wanted not in used:
         return wanted
     n = 2

@@ -76,6 +76,10 @@ class Queue:
         """How many wait for this pool."""
         return self._counts.get(pool, 0)
 
+    def pools_waiting(self) -> list[str]:
+        """The pools that something waits for."""
+        return list(self._counts)
+
     def position(self, dispatch: Dispatch) -> int:
         """1 for the first in the queue."""
         return bisect_left(self._order, key_of(dispatch)) + 1

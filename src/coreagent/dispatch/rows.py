@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from coreagent.dispatch import after, claim, limits
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 TASK_SHOWN = 120
+QUEUED_SHOWN = 200
+"""How many of those that wait `status` shows."""
+QUEUED_MOST = 1000
 
 
 def needs_me(dispatch: Dispatch) -> bool:
@@ -94,17 +96,25 @@ def worked(engine: Engine, dispatch: Dispatch) -> float | None:
     return dispatch.worked_s + now or None
 
 
-def report(engine: Engine, everything: bool = False) -> StatusReport:
-    """The whole of `status`: what runs, what waits and why, what needs a person; oldest first."""
-    facts = engine.facts()
-    counted = Counter(d.state.value for d in engine.board.values())
-    shown = [
-        d for d in engine.board.values() if everything or d.state in ACTIVE or d.state is State.QUEUED or needs_me(d)
-    ]
+def report(engine: Engine, everything: bool = False, only: Dispatch | None = None) -> StatusReport:
+    """The whole of `status`: what runs, what waits and why, what needs a person; oldest first.
+
+    Of what waits, the soonest: a queue may be long, and the counts tell how long.
+    """
+    facts, board = engine.facts(), engine.board
+    counted = {state.value: count for state, count in board.counts.items()}
+    if only is not None:
+        shown = [only]
+    else:
+        soonest = itertools.islice(board.queued, QUEUED_MOST if everything else QUEUED_SHOWN)
+        shown = [*board.active.values(), *soonest, *(d for d in board.resting.values() if everything or needs_me(d))]
     shown.sort(key=lambda d: (d.created_at, d.id))
     rows = [row(engine, d, held_up(engine, d, facts)) for d in shown]
     said = [*warnings(engine), *dict.fromkeys(d.settings_note for d in shown if d.settings_note)]
-    return StatusReport(counts=Counts(**counted), workspaces=rows, pools=pools(engine), warnings=said)
+    hidden = 0 if only is not None else len(board.queued) - sum(d.state is State.QUEUED for d in shown)
+    return StatusReport(
+        counts=Counts(**counted), workspaces=rows, queued_hidden=hidden, pools=pools(engine), warnings=said
+    )
 
 
 def held_up(engine: Engine, dispatch: Dispatch, facts: claim.Facts) -> Obstacle | None:
@@ -167,7 +177,7 @@ def warnings(engine: Engine) -> list[str]:
     return said
 
 
-def queue_report(engine: Engine, limit: int = 1000) -> QueueReport:
+def queue_report(engine: Engine, limit: int = QUEUED_MOST) -> QueueReport:
     """What waits, soonest first; at most `limit` of it, since a queue may be long."""
     facts = engine.facts()
     queue = engine.board.queued

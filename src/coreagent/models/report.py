@@ -135,6 +135,8 @@ class StatusReport(BaseModel):
     counts: Counts = Counts()
     workspaces: list[WorkspaceRow] = Field(default_factory=list)
     """Live ones and those that need a person, oldest first; `all` adds the settled ones."""
+    queued_hidden: int = 0
+    """How many more wait than `workspaces` holds; `queue list` shows them in their order."""
     pools: list[PoolRow] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     """Store in memory only, bad settings file, frozen queue, daemon draining."""
@@ -393,6 +395,20 @@ class TemplateShow(BaseModel):
     variables: list[str] = Field(default_factory=list)
 
 
+class StoreCopy(BaseModel):
+    """Answer of `store.copy`."""
+
+    path: str
+    dispatches: int
+
+
+class BecomeReply(BaseModel):
+    """Answer of `daemon.become`, given before it does."""
+
+    version: str
+    executable: str
+
+
 class NoticeSent(BaseModel):
     """How one channel took the notice of `notify test`."""
 
@@ -404,6 +420,8 @@ class NoticeSent(BaseModel):
 class DaemonStatus(BaseModel):
     pid: int
     version: str
+    python: str = ""
+    """The interpreter that it runs in."""
     home: str
     socket: str
     uptime_s: float

@@ -210,6 +210,8 @@ def status_lines(
     # One set of columns for all sections: the eye runs down them.
     body = _wide(shown, width, paint, now) if width >= WIDE else _narrow(shown, width, paint, now)
     pools = [paint.dim(fit(line, width)) for pool in report.pools if (line := pool_line(pool, now))]
+    if report.queued_hidden:
+        pools.insert(0, paint.dim(fit(f"+{report.queued_hidden:,} more wait: core-agent queue list", width)))
     pools = ["", *pools] if pools else []
     blocks = [[["", paint.bold(title.upper())], *(body.pop(0) for _ in rows)] for title, rows in told]
     whole = [line for block in blocks for lines in block for line in lines]
