@@ -124,12 +124,12 @@ def check_checkout(home: str, place: Layout, dispatch: Dispatch) -> None:
 
 def rebuild_base(dispatch: Dispatch) -> Base:
     """The base as it was recorded; the user's repository may have moved on, or away, since."""
+    if dispatch.options.adopted:
+        return replace(inspect(Path(dispatch.options.adopted)), ref=dispatch.base_ref, kind="branch")
     top = Path(dispatch.repo_path)
     try:
         return replace(inspect(top), sha=dispatch.base_sha, ref=dispatch.base_ref)
     except CoreAgentError:
-    if dispatch.options.adopted:
-        return replace(inspect(Path(dispatch.options.adopted)), ref=dispatch.base_ref, kind="branch")
         return Base(
             top=top,
             git_dir=top / ".git",
