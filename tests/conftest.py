@@ -17,3 +17,10 @@ def home() -> Iterator[Home]:
         yield made
     finally:
         made.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly which agents' CLIs were missing: a skip that nobody sees looks like a proof."""
+    told = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr}
+    for line in sorted(line.removeprefix("Skipped: ") for line in told if "CLI is missing" in line):
+        terminalreporter.write_line(f"NOT TESTED: {line}", red=True, bold=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -51,12 +50,12 @@ def find(name: str) -> str:
 def require(name: str) -> str:
     """Return the CLI. Without one: skip loudly on a person's machine; in CI install it, and fail when that fails."""
     if not find(name) and os.environ.get("CI") == "true":
-        _install(name)
+        _install()
         find.cache_clear()
     path = find(name)
     if path:
         return path
-    message = f"the {name} CLI is missing: run `npm install`, or set CORE_AGENT_{name.upper()} to the program"
+    message = f"the {name} CLI is missing: run `scripts/install-agents`, or set CORE_AGENT_{name.upper()} to the program"
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)
@@ -66,17 +65,12 @@ def _installed(name: str) -> Path:
     return ROOT / "node_modules" / ".bin" / name
 
 
-def _install(name: str) -> None:
+def _install() -> None:
     """Install the pins of package.json into node_modules, once for all test processes."""
-    with (ROOT / "package.json").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.access(_installed(name), os.X_OK):
-            return
-        # claude's postinstall script puts the native program in place: no --ignore-scripts, no --omit=optional.
-        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-        if done.returncode:
-            pytest.fail(f"npm install failed:\n{done.stdout}{done.stderr}")
+    command = [sys.executable, str(ROOT / "scripts" / "install-agents")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        pytest.fail(f"the agents' CLIs cannot be installed:\n{done.stdout}{done.stderr}")
 
 
 @dataclass
