@@ -30,7 +30,8 @@ EVIL = "a\x1b[31mred\x1b[0m \u202egnol\n\x00 $(touch x) <b>bold</b> " + "y" * 50
 def row(**changes: Any) -> Dispatch:
     known: dict[str, Any] = {
         "id": "01J", "org": "acme", "repo": "app", "name": "fix", "repo_path": "/x", "task": "t",
-        "agent": "claude:opus", "runner": "claude", "pool": "claude", "created_at": NOW, "queued_at": NOW, "changed_at": NOW,
+        "agent": "claude:opus", "runner": "claude", "pool": "claude",
+        "created_at": NOW, "queued_at": NOW, "changed_at": NOW,
     }  # fmt: skip
     return Dispatch(**(known | changes))
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from coreagent.cli import demo, doctor
-from coreagent.cli.commands import batch, follow, install, job, look, notify, noun, place, remote, service
+from coreagent.cli.commands import batch, follow, install, job, look, notify, noun, place, remote, service, upgrade
 
 
 class Slashed(TyperGroup):
