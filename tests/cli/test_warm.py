@@ -68,3 +68,25 @@ def test_an_agent_finds_no_other_name_for_its_files(home: Home) -> None:
         if path.is_file():
             assert b"/.warm" not in path.read_bytes(), path
             assert path.stat().st_nlink == 1
+
+
+def test_what_is_left_out_is_counted_all_the_same(home: Home) -> None:
+    """With a checkout that lies ready, the scan of the person's work tree is done beside everything else."""
+    world = World(home, settings=ON)
+    world.dispatch("one", "--name", "one")
+    world.settle()
+    ready(home)
+    (world.repo / "README.md").write_text("changed\n")
+    (world.repo / "new.txt").write_text("new\n")
+    made = world.dispatch("two", "--name", "two")
+    assert made is not None
+    assert made["left_out"] == 2
+    assert "2 changed or untracked files" in " ".join(made["notes"])
+    world.settle()
+    assert (place(home, "two") / "README.md").read_text() == "hello\n"
+    prompt = (place(home, "two").parent / ".meta" / "prompt.md").read_text()
+    assert "2 uncommitted file(s)" in prompt
+    assert "2 " in " ".join(home.json("why", "two")["facts"])
+    assert home.json("dispatch", "x", "--dry-run", cwd=world.repo)["left_out"] == 2
+    assert (world.dispatch("three", "--with-changes") or {})["left_out"] == 0
+    world.settle()

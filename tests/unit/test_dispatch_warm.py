@@ -40,7 +40,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def ready(room: Room, count: int = 1) -> list[dict[str, Any]]:
-    await until(lambda: len(records(room)) == count)
+    await until(lambda: len(records(room)) == count == len(room.engine.upkeep.warm._entries))
     return records(room)
 
 

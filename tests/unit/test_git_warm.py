@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def lay(room: Room, name: str = "one") -> Ready:
     ensure_cache(room.cache, room.base)
     ready = Ready(room.home / "ws" / ".warm" / name, room.home / "warm" / f"{name}.index", room.base.sha)
     assert git_warm.make(room.cache, ready.sha, ready.tree, ready.index, lambda: True)
-    return ready
+    return replace(ready, directories=git_warm.directories(ready.tree))
 
 
 def take(room: Room, ready: Ready, **options: object) -> Room:

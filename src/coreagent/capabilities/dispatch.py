@@ -121,8 +121,9 @@ async def dispatch(
     )
     core.engine.upkeep.sync.heard(caller)
     request = Request(
-        task=task, options=options, repo=repo, org=org, agent=agent, name=name, priority=priority, fetch=fetch
-    )
+        task=task, options=options, repo=repo, org=org, agent=agent, name=name, priority=priority, fetch=fetch,
+        quick=not dry_run,
+    )  # fmt: skip
     made, base = await intake.resolve(core.engine, caller, request)
     before.check(made)
     if dry_run:
@@ -134,7 +135,19 @@ async def dispatch(
     if again is not None:
         core.engine.forget_settings(made)
         return await _resume(core, caller, again.id, prompt=task)
-    return reply(core, await arrival.queue(core.engine, caller, made, base))
+    queued = await arrival.queue(core.engine, caller, made, base)
+    return reply(core, await _counted(core, queued, base))
+
+
+async def _counted(core: Core, queued: Dispatch, base: Base) -> Dispatch:
+    """The dispatch with what it leaves out, which may have been counted while it was queued and claimed."""
+    if base.counting is None:
+        return queued
+    left_out = (await asyncio.to_thread(base.counted)).dirty
+    now = core.engine.board.get(queued.id)
+    if left_out and now is not None and now.left_out != left_out:
+        await core.engine.update(now, left_out=left_out)
+    return queued.model_copy(update={"left_out": left_out})
 
 
 @capability("prep", tool="agentic_prep_workspace", cli="workspace prep")

@@ -47,6 +47,8 @@ class Request:
     priority: int = 0
     fetch: bool = False
     """Fetch first, and start from where the remote has the branch."""
+    quick: bool = False
+    """What the person has not committed may be counted later (`Base.counting`), when a checkout lies ready."""
 
 
 async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dispatch, Base]:
@@ -58,8 +60,8 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     task = request.task.strip()
     check_task(task, options)
     path = find_repository(engine, caller, request.repo, request.org)
-    engine.upkeep.warm.expect(path)
-    base, note = await engine.upkeep.sync.base_for(path, options, asked=request.fetch)
+    quick = engine.upkeep.warm.count if engine.upkeep.warm.expect(path) and request.quick else None
+    base, note = await engine.upkeep.sync.base_for(path, options, asked=request.fetch, quick=quick)
     if options.pr is not None:
         base = await asyncio.to_thread(pull_request, base, options.pr)
     repo = register(engine, base, request.org, request.repo)

@@ -96,6 +96,10 @@ def _make(
     if dispatch.options.adopted:
         made = replace(made, start=dispatch.base_sha)  # what was there already is the work, not what it began from
     core.crash_point("checked-out")
+    if base.counting is not None:
+        base = base.counted()
+        made = replace(made, left_out=base.dirty)
+        dispatch = dispatch.model_copy(update={"left_out": base.dirty})
     text = _prompt(core, dispatch, template, recent_commits(base.git_dir, base.sha))
     core.mark("rendered")
     _write_files(place, text, runners.load(dispatch.runner).context_file)

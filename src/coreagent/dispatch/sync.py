@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from coreagent.errors import CoreAgentError, told
 from coreagent.git import fetch as git_fetch
 from coreagent.git import forward as git_forward
 from coreagent.git import ref as refs
-from coreagent.git.inspect import Base, inspect
+from coreagent.git.inspect import Base, glance, inspect
 from coreagent.models.dispatch import Options, Repo
 from coreagent.models.report import FetchRow, RescueRow, SyncReply
 from coreagent.plural import plural
@@ -40,6 +41,8 @@ LOOK_S = 30.0
 UNUSED = timedelta(days=1)
 UNUSED_TIMES = 12
 BACKOFF_MOST = timedelta(hours=6)
+
+Counter = Callable[[Callable[[], int]], Future[int]]
 
 
 @dataclass(frozen=True)
@@ -273,13 +276,21 @@ class Sync:
 
     # -- dispatches ------------------------------------------------------------------------------------------------
 
-    async def base_for(self, path: str, options: Options, *, asked: bool) -> tuple[Base, str]:
+    async def base_for(
+        self, path: str, options: Options, *, asked: bool, quick: Counter | None = None
+    ) -> tuple[Base, str]:
         """Where a dispatch starts, after a fetch where that is wished; and what a person should know of it.
+
+        With `quick`, the changes of the person's work tree may be counted later, by that.
 
         Raises: what `inspect` does; when it was `asked` for, what a fetch does.
         """
-        where = (Path(path), options.branch, options.tag)
-        if not (asked or self._engine.core.settings.sync.before_dispatch):
+        where, before = (Path(path), options.branch, options.tag), self._engine.core.settings.sync.before_dispatch
+        if quick is not None and not asked and not before and not options.with_changes and where[1:] == (None, None):
+            base = glance(Path(path), quick)
+            if base is not None:
+                return base, ""
+        if not (asked or before):
             return await asyncio.to_thread(inspect, *where), ""
         note = ""
         top = (await asyncio.to_thread(inspect, Path(path))).top

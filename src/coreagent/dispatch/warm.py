@@ -15,10 +15,11 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreagent import config, paths
 from coreagent.config import WarmSettings
@@ -63,6 +64,7 @@ class Entry:
     cache: str
     bytes: int
     made: float
+    directories: dict[str, tuple[int, int]]
 
     @property
     def key(self) -> Key:
@@ -82,6 +84,7 @@ class Warm:
         self._tired: dict[Key, str] = {}
         """Repositories for which none could be made of that commit."""
         self._looking = ThreadPoolExecutor(1, "warm")
+        self._counting = ThreadPoolExecutor(2, "count")
         self._wake = asyncio.Event()
         self._stopped = threading.Event()
         self._task: asyncio.Task[None] | None = None
@@ -93,20 +96,30 @@ class Warm:
         self._stopped.set()
         if self._task is not None:
             self._task.cancel()
-        self._looking.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._looking, self._counting):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
-    def expect(self, path: str) -> None:
-        """A dispatch from this work tree is on its way: look at its entry while the rest is found out."""
+    def expect(self, path: str) -> bool:
+        """A dispatch from this work tree is on its way: look at its entry while the rest is found out.
+
+        False when none lies ready.
+        """
         if not self._entries:
-            return
+            return False
         top = os.path.realpath(path)
         keys = {key for key, repo in self._engine.repos.items() if repo.path == top}
         with self._lock:
             found = next((e for e in self._entries.values() if e.key in keys), None)
-            if found is not None and not self._stopped.is_set():
-                self._looks[found.id] = time.monotonic(), self._looking.submit(self._intact, found)
+            if found is None or self._stopped.is_set():
+                return False
+            self._looks[found.id] = time.monotonic(), self._looking.submit(self._intact, found)
+            return True
+
+    def count(self, work: Callable[[], int]) -> Future[int]:
+        """Have a scan of somebody's work tree done beside everything else."""
+        return self._counting.submit(work)
 
     def take(self, org: str, repo: str, sha: str, root: Path) -> Ready | None:
         """Give an entry away, of that very commit if there is one; None when there is none on that file system.
@@ -140,7 +153,7 @@ class Warm:
         self._wake.set()
 
     def _ready(self, entry: Entry) -> Ready:
-        return Ready(Path(entry.tree), self._index(entry.id), entry.sha)
+        return Ready(Path(entry.tree), self._index(entry.id), entry.sha, entry.directories)
 
     def _intact(self, entry: Entry) -> bool:
         return git_warm.intact(Path(entry.cache), self._ready(entry))
@@ -231,7 +244,8 @@ class Warm:
         if not done:
             self._throw_away(identity, tree)
             return
-        entry = Entry(identity, *key, tip, str(tree), str(cache), size.bytes, core.now().timestamp())
+        entry = Entry(identity, *key, tip, str(tree), str(cache), size.bytes, core.now().timestamp(),
+                      git_warm.directories(tree))  # fmt: skip
         write_plain(self._record(identity), json.dumps(asdict(entry)).encode())
         core.crash_point("warm-made")
         with self._lock:
@@ -284,8 +298,8 @@ class Warm:
         root = Path(config.workspace_root(self._engine.core.settings, self._engine.core.home)) / DIRECTORY
         for path in self._dir.glob("*.json"):
             try:
-                entry = Entry(**json.loads(read_plain(path)))
-            except (OSError, ValueError, TypeError):
+                entry = _entry(json.loads(read_plain(path)))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError):
                 path.unlink(missing_ok=True)
                 continue
             if Path(entry.tree).is_dir() and self._index(entry.id).is_file():
@@ -316,16 +330,16 @@ class Warm:
         return self._dir / f"{identity}.index"
 
 
+def _entry(body: dict[str, Any]) -> Entry:
+    """Raises: ValueError, TypeError."""
+    seen = {name: (int(inode), int(changed)) for name, (inode, changed) in body.pop("directories").items()}
+    return Entry(**body, directories=seen)
+
+
 def _tip(base: Base) -> str:
     """Where the branch is that was used last; the commit that was used when that cannot be told. Reads one file."""
     if base.kind == "branch" and base.ref:
-        common = refs.common_dir_of(base.git_dir)
-        try:
-            text = refs.read_small(common / "refs" / "heads" / base.ref).strip()
-            if refs.is_sha(text):
-                return text
-        except OSError:
-            pass
+        return refs.read(refs.common_dir_of(base.git_dir), f"refs/heads/{base.ref}") or base.sha
     return base.sha
 
 

@@ -12,8 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coreagent.errors import CoreAgentError
@@ -57,6 +57,8 @@ class Ready:
     tree: Path
     index: Path
     sha: str
+    directories: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Directory below the tree -> its inode and change time: nothing can come into one or leave it without a trace."""
 
 
 def checkout(

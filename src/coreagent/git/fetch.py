@@ -180,21 +180,7 @@ def _failed(top: Path, done: Done) -> CoreAgentError:
 
 def tip(git_dir: Path, branch: str) -> str:
     """Where `origin/<branch>` was at the last fetch, "" when there is none; read by hand, without a process."""
-    common = refs.common_dir_of(git_dir)
-    name = TRACKING + branch
-    try:
-        text = refs.read_small(common / name).strip()
-        return text if refs.is_sha(text) else ""
-    except OSError:
-        pass
-    try:
-        for line in refs.read_small(common / "packed-refs").splitlines():
-            sha, _, found = line.partition(" ")
-            if found == name and refs.is_sha(sha):
-                return sha
-    except OSError:
-        pass
-    return ""
+    return refs.read(refs.common_dir_of(git_dir), TRACKING + branch)
 
 
 @lru_cache(maxsize=256)  # two hashes stand for the same histories for ever

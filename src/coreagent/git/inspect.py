@@ -6,11 +6,14 @@ beside it for a repository not seen before. It must not write anything, and must
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coreagent.errors import CoreAgentError
@@ -37,6 +40,16 @@ class Base:
     object_format: str = "sha1"
     prefix: str = ""
     """The directory inside the work tree that was asked about; "" for the top."""
+    counting: Future[int] | None = field(default=None, compare=False, repr=False)
+    """Tells `dirty` later, when the base was described before that was known (`glance`)."""
+
+    def counted(self) -> Base:
+        """The same with `dirty` known, 0 when it cannot be; waits for it."""
+        dirty = self.dirty
+        if self.counting is not None:
+            with contextlib.suppress(CoreAgentError, CancelledError):
+                dirty = self.counting.result()
+        return replace(self, dirty=dirty, counting=None)
 
     @property
     def common_dir(self) -> Path:
@@ -70,6 +83,47 @@ def inspect(path: Path, branch: str | None = None, tag: str | None = None) -> Ba
             )
         return base
     return _named(base, branch, tag)
+
+
+def glance(path: Path, count: Callable[[Callable[[], int]], Future[int]]) -> Base | None:
+    """What `inspect` says of HEAD, without waiting for the scan of the work tree, which `count` has somebody do.
+
+    None for what is not the top of an ordinary work tree on a branch, and was not inspected before.
+    """
+    top = path.resolve()
+    known = _known.get(str(path))
+    if top != path or known is None or known[0] is None or known[0] != _signature(path):
+        return None
+    git_dir = path / ".git"
+    try:
+        text = refs.read_small(git_dir / "HEAD").strip()
+        head = text.removeprefix("ref: refs/heads/")
+        sha = refs.read(git_dir, f"refs/heads/{head}") if head != text else ""
+    except OSError:
+        return None
+    if not refs.is_sha(sha) or not refs.valid(head):
+        return None
+
+    def dirty() -> int:
+        with _status(path) as scan:
+            done = _finish(scan)
+        if done.code != 0:
+            raise failure(["status"], done)
+        return _read_status(done.out)[2]
+
+    _, _, shallow, object_format, *_ = known[1]
+    return Base(
+        top=top,
+        git_dir=git_dir,
+        ref=head,
+        kind="branch",
+        sha=sha,
+        dirty=0,
+        shallow=shallow == "true",
+        default_branch=_default_branch(refs.common_dir_of(git_dir), head),
+        object_format=object_format,
+        counting=count(dirty),
+    )
 
 
 _Signature = tuple[tuple[int, ...], ...]

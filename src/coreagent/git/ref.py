@@ -84,6 +84,23 @@ def read_small(path: Path, *, follow: bool = False) -> str:
         return os.fsdecode(file.read(_MOST))
 
 
+def read(common_dir: Path, name: str) -> str:
+    """The hash that a full ref name of a person's repository stands for, loose or packed; "" when there is none."""
+    try:
+        text = read_small(common_dir / name).strip()
+        return text if is_sha(text) else ""
+    except OSError:
+        pass
+    try:
+        for line in read_small(common_dir / "packed-refs").splitlines():
+            if line.endswith(name) and line[-len(name) - 1] == " ":
+                sha = line[: -len(name) - 1]
+                return sha if is_sha(sha) else ""
+    except OSError:
+        pass
+    return ""
+
+
 def heads(git_dir: Path) -> tuple[str, dict[str, str]]:
     """Read a git directory nobody may trust: its HEAD's branch ("" when detached) and all its refs with their shas.
 

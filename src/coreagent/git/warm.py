@@ -90,15 +90,25 @@ def _run(args: tuple[str, ...], tree: Path, env: dict[str, str], wanted: Callabl
     return True
 
 
+def directories(tree: Path) -> dict[str, tuple[int, int]]:
+    """Every directory of a tree that was just made, as `Ready` has them."""
+    found = {}
+    for place, _, _ in os.walk(tree):
+        now = os.lstat(place)
+        found[os.path.relpath(place, tree)] = (now.st_ino, now.st_ctime_ns)
+    return found
+
+
 def intact(cache: Path, ready: Ready) -> bool:
     """Whether every file is there as it was written, and nothing beside them."""
-    if ready.tree.is_symlink() or not ready.tree.is_dir() or not ready.index.is_file():
+    if ready.tree.is_symlink() or not ready.tree.is_dir() or not ready.index.is_file() or not ready.directories:
         return False
-    if os.path.lexists(ready.tree / ".git"):
-        return False
-    env = environment(git_dir=cache, work_tree=ready.tree, index=ready.index, config=[("core.bare", "false")])
     try:
-        done = git("ls-files", "-z", "--others", "--modified", "--deleted", cwd=ready.tree, env=env, ok=None)
-    except CoreAgentError:
+        for name, known in ready.directories.items():
+            now = os.lstat(ready.tree / name if name != "." else ready.tree)
+            if (now.st_ino, now.st_ctime_ns) != known:
+                return False
+        env = environment(git_dir=cache, work_tree=ready.tree, index=ready.index, config=[("core.bare", "false")])
+        return git("diff-files", "--quiet", "--ignore-submodules=all", cwd=ready.tree, env=env, ok=None).code == 0
+    except (CoreAgentError, OSError):
         return False
-    return done.code == 0 and not done.out
