@@ -22,6 +22,7 @@ ID = "0f0e0d0c-1111-4222-8333-444455556666"
 CLAUDE = """#!/bin/sh
 case "$*" in *--version*) echo '2.1.328 (Claude Code)'; exit;; esac
 echo "$@" > "$CLAUDE_CONFIG_DIR/argv"
+cat > "$CLAUDE_CONFIG_DIR/said"
 echo more >> by-claude.txt
 printf '%s\\n' '{"type":"system","subtype":"init","session_id":"ID","model":"m"}'
 printf '%s\\n' '{"type":"result","subtype":"success","is_error":false,"result":"done","session_id":"ID"}'
@@ -141,6 +142,8 @@ def test_the_session_of_claude_goes_on(tmp_path: Path) -> None:
         assert done.state is State.COMPLETED, done.detail
         argv = (place / ".home" / "claude" / "argv").read_text()
         assert f"--resume {ID}" in argv
+        said = (place / ".home" / "claude" / "said").read_text()
+        assert said.index(f"from {there} to {place}/repo") < said.index("and the rest")
         assert (await room.ask("adopt.list", caller))[0].adopted_as == "local/project/fix-it"
 
     in_room(tmp_path, body, running=True)

@@ -146,8 +146,18 @@ async def _brought(core: Core, held: Dispatch, source: Source, found: sessions.S
             branch_sha=brought.branch_sha,
             stage=bring.stage_of(brought.harvest),
             session_id=session_id,
+            next_prompt=_moved(core, held, source) if session_id else "",
         )
     return notes
+
+
+def _moved(core: Core, held: Dispatch, source: Source) -> str:
+    """What the session is told first: the paths that it remembers are those of the source."""
+    here = layout(core.home, core.settings, held).repo
+    return (
+        f"This work was copied, with its commits and uncommitted changes, from {source.top} to {here}. Go on here, in "
+        f"{here}: every path below {source.top} that was mentioned so far is now below {here}. Do not touch the old one."
+    )
 
 
 async def _session(core: Core, held: Dispatch, source: Source, found: sessions.Session | None) -> tuple[str, str]:
