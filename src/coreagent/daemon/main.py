@@ -25,6 +25,7 @@ from coreagent import paths
 from coreagent.daemon import house, launch, watching
 from coreagent.daemon.door import Door, renewed
 from coreagent.daemon.server import Leaving, RunCommand, ServeMcp, Server
+from coreagent.daemon.thrift import Thrift, give_back
 from coreagent.errors import CoreAgentError
 
 log = logging.getLogger("coreagent.daemon")
@@ -115,11 +116,15 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
         names = PassedNames(home, core)
         names.changed()
         door = Door(home, lock, inherited or house.listen(home))
-        server = Server(core, home, door.listener, parts.run, parts.mcp, names.changed)
+        thrift = Thrift()
+        server = Server(core, home, door.listener, parts.run, parts.mcp, names.changed, thrift.stirred)
         _on_signals(server, door)
         server.start()
         wished = asyncio.create_task(_heed(core, server), name="heed stop")
         following = asyncio.create_task(_follow_settings(core, names), name="follow settings")
+        sparing = asyncio.create_task(thrift.follow(core.bus.subscribe()), name="give back memory")
+        give_back()
+        thrift.stirred()
         log.info("core-agent %s serves %s (pid %d)", paths.VERSION, home, os.getpid())
         _say(ready, b"ready")
         leaving = await server.leaving
@@ -127,7 +132,9 @@ async def _live(home: str, lock: int, inherited: socket.socket | None, ready: in
             leaving = await _drain(core, server)
         wished.cancel()
         following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        sparing.cancel()
+        thrift.close()
+        await asyncio.gather(following, sparing, return_exceptions=True)
         await server.stop(leaving)
         await core.engine.stop("now" if leaving.mode == "now" else "leave")
     finally:

@@ -63,6 +63,7 @@ class Server:
         mcp: ServeMcp,
         names_changed: Callable[[], bool] = lambda: False,
     ) -> None:
+        served: Callable[[], None] = lambda: None,
         self._core = core
         self._home = home
         self._listener = listener
@@ -70,6 +71,7 @@ class Server:
         self._mcp = mcp
         self._names_changed = names_changed
         self._loop = asyncio.get_running_loop()
+        self._served = served
         self._connections: set[asyncio.Task[None]] = set()
         self._accepting = False
         self._shut = False
@@ -159,6 +161,7 @@ class Server:
         self._connections.discard(task)
         self._listen_on(True)
         if not task.cancelled() and task.exception() is not None:
+        self._served()
             log.error("a connection failed", exc_info=task.exception())
 
     async def _serve(self, conn: socket.socket) -> None:
