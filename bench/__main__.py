@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import fixture, standing, start, terminal, throughput
+from bench import fixture, limits, standing, start, terminal, throughput
 from bench.measure import PAIRS_MIN, Row, lines, write
 from coreagent.paths import VERSION
 
@@ -30,6 +30,9 @@ def rows(pairs: int, *, quick: bool) -> dict[str, Callable[[], Row]]:
         "small": lambda: start.small(pairs),
         "lanes": lambda: throughput.lanes(pairs, quick=quick),
         "slot": lambda: start.slot(pairs),
+        "queue": lambda: limits.queue(pairs),
+        "claim": lambda: limits.decision(pairs),
+        "sixteen": lambda: limits.sixteen(pairs),
         "restart": lambda: standing.restart(pairs),
         "idle": lambda: standing.idle(10 if quick else 60),
     }

@@ -83,7 +83,7 @@ def obstacle(dispatch: Dispatch, queue: Queue, facts: Facts) -> Obstacle | None:
     # A task that waits for a rate limit says so, not that its pool is parked for the same reason.
     if own is not None and (found is None or found.word == "parked"):
         return own
-    return found or _lane(lane_of(dispatch), facts)
+    return found or _Lanes(facts).held(lane_of(dispatch))
 
 
 def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Dispatch | None:
@@ -93,13 +93,14 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
     queue.wake(facts.now)
     chosen: Key | None = None
     too_early: list[Dispatch] = []
+    of_lanes = _Lanes(facts)
     for pool, lanes in queue.pools.items():
         if held := of_pool(pool, queue.waiting(pool), facts):
-            if held.word == "parked" and (key := _asked(pool, queue, facts, arriving)):
+            if held.word == "parked" and (key := _asked(pool, queue, facts, of_lanes, arriving)):
                 chosen = min(chosen or key, key)
             continue
         for lane, keys in lanes.items():
-            if (chosen is not None and keys[0] > chosen) or _lane(lane, facts):
+            if (chosen is not None and keys[0] > chosen) or of_lanes.held(lane):
                 continue
             for key in keys:
                 if chosen is not None and key > chosen:
@@ -116,17 +117,18 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
     return queue[chosen[1]] if chosen else None
 
 
-def _asked(pool: str, queue: Queue, facts: Facts, arriving: Collection[str]) -> Key | None:
+def _asked(pool: str, queue: Queue, facts: Facts, of_lanes: _Lanes, arriving: Collection[str]) -> Key | None:
     """The first one of a parked pool that a person asked for, when nothing but the park is in its way."""
     if not queue.asked.get(pool) or of_pool(pool, queue.waiting(pool), facts, parked=False):
         return None
     waiting = (queue[dispatch_id] for dispatch_id in queue.asked[pool] if dispatch_id not in arriving)
-    return min((key_of(d) for d in waiting if not _lane(lane_of(d), facts)), default=None)
+    return min((key_of(d) for d in waiting if not of_lanes.held(lane_of(d))), default=None)
 
 
 def next_time(queue: Queue, facts: Facts) -> datetime | None:
     """The earliest moment at which time alone may let something start, for the engine's one timer."""
     times: list[datetime | None] = [queue.next_time()]
+    of_lanes = _Lanes(facts)
     for pool, lanes in queue.pools.items():
         stopped = of_pool(pool, queue.waiting(pool), facts)
         if stopped is not None:
@@ -135,7 +137,7 @@ def next_time(queue: Queue, facts: Facts) -> datetime | None:
                 waits = of_pool(pool, queue.waiting(pool), facts, parked=False)
                 times.append(waits.until if waits else None)
             continue
-        times += [found.until for lane in lanes if (found := _lane(lane, facts)) is not None]
+        times += [found.until for lane in lanes if (found := of_lanes.held(lane)) is not None]
     return min((at for at in times if at is not None and at > facts.now), default=None)
 
 
@@ -172,23 +174,47 @@ def of_pool(pool: str, waiting: int, facts: Facts, *, parked: bool = True) -> Ob
     return found
 
 
-def _lane(lane: Lane, facts: Facts) -> Obstacle | None:
-    pool, runner, model, repo = lane
+class _Lanes:
+    """What holds a lane up. Lanes share models, repositories and runners: each of these is looked at once."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._models: dict[tuple[str, str], Obstacle | None] = {}
+        self._repos: dict[str, Obstacle | None] = {}
+        self._runners: dict[str, Obstacle | None] = {}
+
+    def held(self, lane: Lane) -> Obstacle | None:
+        pool, runner, model, repo = lane
+        if (pool, model) not in self._models:
+            self._models[pool, model] = _model(pool, model, self._facts)
+        if found := self._models[pool, model]:
+            return found
+        if repo not in self._repos:
+            self._repos[repo] = _repo(repo, self._facts)
+        if found := self._repos[repo]:
+            return found
+        if runner not in self._runners:
+            self._runners[runner] = _machine(runner, self._facts)
+        return self._runners[runner]
+
+
+def _model(pool: str, model: str, facts: Facts) -> Obstacle | None:
     limit = facts.limits.get(pool)
-    if limit is not None and limit.models:
-        cap = cap_of(model, limit)
-        most, held = limit.models.get(cap, 0), facts.models.get((pool, cap), 0)
-        if most and held >= most:
-            return Obstacle("model_slot", None, f"{held} of {most} for {cap} in use")
+    if limit is None or not limit.models:
+        return None
+    cap = cap_of(model, limit)
+    most, held = limit.models.get(cap, 0), facts.models.get((pool, cap), 0)
+    return Obstacle("model_slot", None, f"{held} of {most} for {cap} in use") if most and held >= most else None
+
+
+def _repo(repo: str, facts: Facts) -> Obstacle | None:
     breaker = facts.breakers.get(repo)
-    if breaker is not None and breaker.tripped:
-        if breaker.open_at(facts.now):
-            return Obstacle(
-                "breaker", breaker.until, f"{plural(breaker.failures, 'failure')} in a row in {repo}: {breaker.last}"
-            )
-        if facts.repos.get(repo, 0):
-            return Obstacle("breaker", None, f"one task of {repo} is tried first")
-    return _machine(runner, facts)
+    if breaker is None or not breaker.tripped:
+        return None
+    if breaker.open_at(facts.now):
+        said = f"{plural(breaker.failures, 'failure')} in a row in {repo}: {breaker.last}"
+        return Obstacle("breaker", breaker.until, said)
+    return Obstacle("breaker", None, f"one task of {repo} is tried first") if facts.repos.get(repo, 0) else None
 
 
 def _own(dispatch: Dispatch, facts: Facts) -> Obstacle | None:
