@@ -223,6 +223,19 @@ def test_a_worktree_is_adopted(home: Home) -> None:
     home.git("worktree", "remove", "--force", str(there), cwd=world.repo)
 
 
+def test_an_adoption_survives(home: Home) -> None:
+    world = world_of(home)
+    there = home.user / "trees" / "fix"
+    home.git("worktree", "add", "-q", "-b", "fix", str(there), cwd=world.repo)
+    (there / "half.txt").write_text("half\n")
+    home.run("daemon", "start", env={"CORE_AGENT_CRASH_AT": "adopting"})
+    home.run("adopt", str(there), code=None)
+    reply = home.json("adopt", str(there))
+    assert (reply["state"], reply["files"], len(world.rows())) == ("paused", 1, 1)
+    assert world.file_at("agent/fix", "half.txt") == "half\n"
+    home.git("worktree", "remove", "--force", str(there), cwd=world.repo)
+
+
 def test_the_shell_completes_what_there_is(home: Home) -> None:
     world = world_of(home)
     world.dispatch("x", "--name", "first")

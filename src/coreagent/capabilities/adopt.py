@@ -155,8 +155,8 @@ def _moved(core: Core, held: Dispatch, source: Source) -> str:
     """What the session is told first: the paths that it remembers are those of the source."""
     here = layout(core.home, core.settings, held).repo
     return (
-        f"This work was copied, with its commits and uncommitted changes, from {source.top} to {here}. Go on here, in "
-        f"{here}: every path below {source.top} that was mentioned so far is now below {here}. Do not touch the old one."
+        f"This work was copied, with its commits and uncommitted changes, from {source.top} to {here}. Go on there: "
+        f"every path below {source.top} that was mentioned so far is now below {here}. Leave the old one as it is."
     )
 
 

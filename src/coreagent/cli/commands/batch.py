@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import time
 from typing import Annotated, Any
 from zlib import crc32
@@ -103,14 +103,15 @@ def wait_batch(batch: str, as_json: bool, limit_s: float | None = None, *, at: P
         rows: list[WorkspaceRow] = session().call("batch.show", batch=batch)
         if at.said == _checksum(rows):
             told = {row.dispatch_id: _seen(row) for row in rows}
-        for _ in _first_and(changes("", TICK_S)):
-            rows = session().call("batch.show", batch=batch)
-            _tell(rows, told, as_json)
-            at = at.model_copy(update={"said": _checksum(rows)})
-            session().resume_with(["wait", batch, *(["--json"] if as_json else []), *words_of(at)])
-            terminal().out.flush()
-            if all(at_rest(row) for row in rows):
-                break
+        for events in _first_and(changes("", TICK_S)):
+            if events:
+                rows = session().call("batch.show", batch=batch)
+                _tell(rows, told, as_json)
+                at = at.model_copy(update={"said": _checksum(rows)})
+                session().resume_with(["wait", batch, *(["--json"] if as_json else []), *words_of(at)])
+                terminal().out.flush()
+                if all(at_rest(row) for row in rows):
+                    break
             if at.ends and time() > at.ends:
                 open_ones = [row.workspace for row in rows if not at_rest(row)]
                 raise CoreAgentError(
@@ -130,8 +131,10 @@ def wait_batch(batch: str, as_json: bool, limit_s: float | None = None, *, at: P
     return next((code for code in (10, 11, 12) if code in codes), 0)
 
 
-def _first_and(ticks: Any) -> Any:
-    yield []
+def _first_and(ticks: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+    """`ticks`, of which the second is looked at like one with news: something may have come before anybody listened."""
+    yield [{}]
+    yield [{}, *next(ticks)]
     yield from ticks
 
 

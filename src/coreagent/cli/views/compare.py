@@ -23,6 +23,8 @@ from coreagent.models.dispatch import Fate
 from coreagent.models.report import WorkspaceRow
 from coreagent.plural import plural
 
+WIDE = 100
+
 
 def batch_lines(reply: BatchReply, width: int, paint: Paint, *, next_steps: bool = True) -> list[str]:
     """The tasks of a batch in the order in which they can start."""
@@ -74,6 +76,8 @@ def compare_lines(report: CompareReport, width: int, paint: Paint) -> list[str]:
         for row in report.rows
     ]
     header = ["RESULT", "AGENT", "STATE", "CHANGES", "TESTS", "COST", "TOKENS", "WORK", "SAME AS"]
+    if width < WIDE:  # what it cost is in --json, and in `status`
+        header, *cells = ([*line[:5], line[8]] for line in (header, *cells))
     lines = table(header, cells, width, paint, flex=2, right="COST TOKENS WORK")
     for row in report.rows:
         if row.tests.tail and row.tests.verdict != "passed":
@@ -149,7 +153,7 @@ def candidate_lines(rows: Sequence[AdoptCandidate], width: int, paint: Paint) ->
             if part
         )
         taken = f"adopted as {one_line(row.adopted_as)}" if row.adopted_as else change or "nothing new"
-        session = row.session_id[:8] or "-"
+        session = one_line(row.session_id)[:8] or "-"
         cells.append([one_line(row.title or row.branch) or "-", row.source, taken, session, one_line(row.path)])
     lines = table(["WHAT", "OF", "CHANGES", "SESSION", "PATH"], cells, width, paint, flex=-1)
     first = next((row for row in rows if not row.adopted_as), None)
