@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coreagent import firm
 from coreagent import shim as shim_module
 from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import open_plain, read_plain, write_plain
-from coreagent.process import alive, kill_found, open_pidfd, start_time
+from coreagent.process import alive, kill_found, open_pidfd, peer, start_time
 from coreagent.procfs import below, marked
 from coreagent.spool import claim, remove
 
@@ -39,6 +40,10 @@ _SMALL = 1 << 20
 """More than a shim writes into `started` or `exit`."""
 
 
+ANSWER_S = 2.0
+"""An agent of the same user can stop its shim; nobody waits longer for one answer than that."""
+BIRTH_S = 30.0
+"""What a shim may take from its start to its claim."""
 FIRST_LOOK_S = 0.02
 """An attempt that ends sooner is not worth a connection; its output is read at the end."""
 
@@ -73,6 +78,8 @@ class ShimExit:
     """Why the agent could not be executed."""
     died: bool = False
     """The shim itself was killed and left no `exit`; what it had below was swept."""
+    forced: bool = False
+    """We had to kill it, because it did not do what `stopped_by` asked for."""
     executed: bool = True
     """False when it is certain that the agent never ran, so that the attempt may be repeated."""
     at: float = 0.0
@@ -213,6 +220,12 @@ class Shim:
         self._callbacks: list[OutputCallback] = []
         self._told = (-1, -1)
         self._known_socket = ""
+        self.forced = ""
+        """Why it is being killed, with all below, because it did not end when it should have."""
+        self._insisting: asyncio.Task[None] | None = None
+        self._insist_at = 0.0
+        self._silent = False
+        """It let itself be called and did not answer."""
 
     @property
     def _socket(self) -> str:
@@ -227,8 +240,12 @@ class Shim:
             loop.add_reader(self._born, told.set)
             said = b""
             try:
-                await told.wait()
+                async with asyncio.timeout(BIRTH_S):
+                    await told.wait()
                 said = os.read(self._born, 1)
+            except TimeoutError:
+                log.warning("the shim of %s does not come up; it is killed", self.dir)
+                await asyncio.to_thread(firm.kill, self.pid, self.start)
             finally:
                 loop.remove_reader(self._born)
                 os.close(self._born)
@@ -249,14 +266,15 @@ class Shim:
         """Ask for the end: the stop signal, then after the grace SIGKILL to everything. False when it had ended.
 
         Over the socket; when that is gone, by a note and a SIGTERM. A shim so young that it catches no signal yet dies
-        of it before it executes anything.
+        of it before it executes anything. One that does not end in time, because its agent stopped it, is killed.
         """
         self._why = self._why or why
-        reply = await self._ask({"op": "cancel", "why": why, "grace_s": grace_s})
-        if reply.get("ok") is True:
-            return True
-        if reply.get("error") == "ended" or not alive(self.pid, self.start):
+        reply = await self.ask({"op": "cancel", "why": why, "grace_s": grace_s})
+        if not alive(self.pid, self.start):
             return False
+        self._see_to_it(why, grace_s, 0.0 if self._silent else grace_s + firm.MARGIN_S)
+        if reply.get("ok") is True or reply.get("error") == "ended":
+            return reply.get("ok") is True
         with contextlib.suppress(OSError):
             write_plain(f"{self.dir}/cancel", json.dumps({"why": why, "grace_s": grace_s}).encode())
         try:
@@ -268,9 +286,24 @@ class Shim:
             return False
         return True
 
+    def _see_to_it(self, why: str, grace_s: float, after_s: float) -> None:
+        """Have it killed when it has not ended by then; of several such wishes the earliest holds."""
+
+        async def later() -> None:
+            if not await firm.ends(self, after_s):
+                log.warning("the shim of %s was told to stop (%s) and has not; it is made to", self.dir, why)
+                await firm.insist(self, why, grace_s)
+
+        at = time.monotonic() + after_s
+        if self._insisting is not None and self._insist_at <= at:
+            return
+        if self._insisting is not None:
+            self._insisting.cancel()
+        self._insisting, self._insist_at = asyncio.create_task(later()), at
+
     async def status(self) -> dict[str, Any]:
         """What the shim says of itself; empty when it does not answer."""
-        return await self._ask({"op": "status"})
+        return await self.ask({"op": "status"})
 
     def on_output(self, callback: OutputCallback) -> None:
         """Call `callback(out_size, err_size)` in the loop whenever the spool grew, and once more at the end."""
@@ -282,7 +315,7 @@ class Shim:
 
     def close(self) -> None:
         """Forget the shim; it and its agent go on."""
-        for task in (self._follower, self._conclusion):
+        for task in (self._follower, self._conclusion, self._insisting):
             if task:
                 task.cancel()
         self._forget_pidfd()
@@ -326,8 +359,7 @@ class Shim:
 
     def _reap(self) -> None:
         if self._child and self._status is None:
-            with contextlib.suppress(ChildProcessError):
-                self._status = os.waitpid(self.pid, 0)[1]
+            self._status = firm.bury(self.pid)
 
     def _autopsy(self) -> ShimExit:
         """The shim left no `exit`: find out whether the agent ran, and leave nothing of it running."""
@@ -341,7 +373,8 @@ class Shim:
             if path and executed:
                 remove(path)
         return ShimExit(
-            stopped_by="" if executed else self._why,
+            stopped_by=self.forced or ("" if executed else self._why),
+            forced=bool(self.forced),
             spawn_error="" if executed or self._why else self._last_words(),
             died=True,
             executed=executed,
@@ -363,17 +396,24 @@ class Shim:
 
     # -- the control socket
 
-    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The shim's own answer, whoever else may have bound its socket; empty when none comes in time."""
+        self._silent = False
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(ANSWER_S):
                 reader, writer = await asyncio.open_unix_connection(self._socket)
                 try:
+                    if peer(writer.get_extra_info("socket"))[0] not in (0, self.pid):
+                        return {}
                     writer.write(json.dumps(request).encode() + b"\n")
                     return _parse(await reader.readline())
                 finally:
                     writer.close()
-        except (OSError, ValueError, TimeoutError):
-            return {}
+        except TimeoutError:  # an OSError too
+            self._silent = True
+        except (OSError, ValueError):
+            pass
+        return {}
 
     async def _follow(self) -> None:
         delay = 0.01

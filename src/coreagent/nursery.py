@@ -14,7 +14,9 @@ import os
 import signal
 import socket
 import sys
+import time
 
+from coreagent import firm
 from coreagent import shim as shim_module
 from coreagent.attempts import Shim, shim_environment, spawn
 
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_S = 2.0
 """An agent of the same user can stop any process of ours; nobody waits longer for this one than that."""
+SHUNNED_S = 60.0
+"""After one that did not answer shims are started alone for so long: whoever stopped it would stop the next one too."""
 
 
 class Nursery:
@@ -31,6 +35,7 @@ class Nursery:
         self._home, self._python = home, python
         self._link: socket.socket | None = None
         self._pid = 0
+        self._shunned_until = 0.0
 
     def spawn(self, directory: str | os.PathLike[str]) -> Shim:
         """Start the shim of an attempt, detached; it outlives this process.
@@ -49,6 +54,8 @@ class Nursery:
             # Whether it was forked all the same does not matter: two shims of one attempt settle it by their lock.
             log.warning("the nursery does not answer (%s); the shim is started alone", error)
             os.close(born_r)
+            if isinstance(error, TimeoutError):
+                self._shunned_until = time.monotonic() + SHUNNED_S
             self.close()
             return spawn(folder, self._python)
         finally:
@@ -65,7 +72,7 @@ class Nursery:
 
     def _open(self) -> None:
         """Start the process; it is ready when it answers."""
-        if not sys.platform.startswith("linux"):
+        if not sys.platform.startswith("linux") or time.monotonic() < self._shunned_until:
             return  # without /proc it could not say when a process was born
         ours, theirs = socket.socketpair()
         try:
@@ -99,6 +106,6 @@ class Nursery:
         asyncio.get_running_loop().remove_reader(self._link)
         self._link.close()
         self._link = None
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            firm.bury(self._pid, within_s=0.5)

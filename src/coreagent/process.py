@@ -96,13 +96,15 @@ def environ_of(pid: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def kill_tree(pid: int, grace_s: float = 0.0, patience_s: float = 10.0) -> list[int]:
+def kill_tree(pid: int, grace_s: float = 0.0, patience_s: float = 10.0, start: int = 0) -> list[int]:
     """End a process and all below it, first politely when there is a grace; blocks; return the pids that were struck.
+
+    With `start`, only the process that started then.
 
     A child that was reparented away before is not found; give the process a marker and use `kill_found` for that.
     """
     root = look(pid)
-    if root is None or root.dead:
+    if root is None or root.dead or start not in (0, root.start):
         return []
     # Taken before the root dies: afterwards its children belong to somebody else.
     tree = {(proc.pid, proc.start): proc for proc in [root, *below(pid)]}

@@ -7,13 +7,15 @@ before is byte-identical; new are only `agent/*` refs, their reflogs and objects
 from __future__ import annotations
 
 import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.support.home import Home
-from tests.support.world import World
+from tests.support.world import World, shims_of
 
 
 @dataclass(frozen=True)
@@ -196,3 +198,87 @@ def test_an_agent_may_not_steer(home: Home, words: str) -> None:
         assert not (home.core / "agents.yaml.before").exists()
         assert len(world.rows()) == 1
         home.run("reject", reply["workspace"])
+
+
+STOPS_SHIM = EDIT + "kill -STOP $PPID; exec sleep 600"
+STOPS_AGAIN = EDIT + "trap '' TERM; while :; do kill -STOP $PPID; done"
+
+
+def stopping(home: Home, script: str, *limits: str) -> tuple[World, str, str]:
+    """An agent that has stopped its shim; the world, its dispatch and its workspace."""
+    world = World(home)
+    body = yaml.safe_load((home.core / "agents.yaml").read_text())
+    body["commands"]["bad"] = {"argv": ["/bin/sh", "-c", script]}
+    (home.core / "agents.yaml").write_text(yaml.safe_dump(body))
+    (world.repo / "file.txt").write_text("one\n")
+    home.git("add", "-A", cwd=world.repo)
+    home.git("commit", "-qm", "two", cwd=world.repo)
+    reply = world.dispatch("be bad", "--agent", "command:bad", *limits)
+    assert reply is not None
+    deadline = time.monotonic() + 30
+    while not any(_is_stopped(pid) for pid in shims_of(home.core)):
+        assert time.monotonic() < deadline, world.rows()
+        time.sleep(0.01)
+    return world, reply["dispatch_id"], reply["workspace"]
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def ended_so(home: Home, world: World, dispatch: str, state: str, reason: str) -> None:
+    row = world.settle(timeout=40)[dispatch]
+    assert (row["state"], row["reason"], row["stage"]) == (state, reason, "harvested"), row
+    assert world.file_at(row["branch"], "file.txt") == "changed\n"
+    world.check_nothing_left(world.rows())
+
+
+@pytest.mark.parametrize("script", [STOPS_SHIM, STOPS_AGAIN], ids=["once", "again"])
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(("--timeout", "1s"), "timeout"), (("--idle-timeout", "1s", "--timeout", "10m"), "idle_timeout")],
+)
+def test_a_limit_is_held_when_an_agent_stops_its_shim(
+    home: Home, script: str, limits: tuple[str, ...], reason: str
+) -> None:
+    world, dispatch, _ = stopping(home, script, *limits)
+    ended_so(home, world, dispatch, "failed", reason)
+
+
+@pytest.mark.parametrize("script", [STOPS_SHIM, STOPS_AGAIN], ids=["once", "again"])
+@pytest.mark.parametrize(("verb", "state"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_person_is_heeded_when_an_agent_stops_its_shim(home: Home, script: str, verb: str, state: str) -> None:
+    world, dispatch, workspace = stopping(home, script)
+    said = home.run(verb, workspace, timeout=25)
+    assert state in said.out
+    ended_so(home, world, dispatch, state, state)
+
+
+@pytest.mark.parametrize("script", [STOPS_SHIM, STOPS_AGAIN], ids=["once", "again"])
+def test_the_daemon_stops_when_an_agent_stops_its_shim(home: Home, script: str) -> None:
+    world, dispatch, _ = stopping(home, script)
+    home.run("daemon", "stop", "--now", timeout=30)
+    assert home.strangers() == {}
+    ended_so(home, world, dispatch, "paused", "paused")
+
+
+def test_a_daemon_that_comes_later_holds_the_limit_of_a_stopped_shim(home: Home) -> None:
+    world, dispatch, _ = stopping(home, STOPS_AGAIN, "--timeout", "4s")
+    home.run("daemon", "restart")
+    ended_so(home, world, dispatch, "failed", "timeout")
+
+
+def test_a_stopped_nursery_does_not_hold_up_starts(home: Home) -> None:
+    """An agent stops the process that shims are forked from."""
+    world = World(home)
+    world.dispatch("first")
+    world.settle()
+    nursery = next(pid for pid, what in home.processes().items() if " --nursery " in what)
+    os.kill(nursery, signal.SIGSTOP)
+    for task in ("second", "third", "fourth"):
+        world.dispatch(task)
+    assert {row["state"] for row in world.settle(timeout=20).values()} == {"completed"}
+    world.check_nothing_left(world.rows())

@@ -15,6 +15,7 @@ from coreagent.core import Core
 from coreagent.dispatch import after as order
 from coreagent.dispatch import bring, environment, intake, launch, ports, prep, rows
 from coreagent.dispatch.engine import Engine
+from coreagent.dispatch.verdict import UNHEEDED
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import POISONED, Reason
@@ -53,7 +54,8 @@ async def _stop(core: Core, workspace: Workspace, why: Literal["pause", "cancel"
             if ended and found.state is not State.QUEUED:
                 break
             return move_reply(*await _stop_resting(core, found, why))
-    return move_reply(found, "its work is kept" if found.harvest.status != "none" else "")
+    notes = [UNHEEDED] if found.detail.endswith(UNHEEDED) else []
+    return move_reply(found, "; ".join([*notes, *(["its work is kept"] if found.harvest.status != "none" else [])]))
 
 
 async def _stop_resting(core: Core, found: Dispatch, why: str) -> tuple[Dispatch, str]:

@@ -119,6 +119,7 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         await engine.apply_settings(dispatch)
         dispatch = await prep.prepare(engine, dispatch, attempt)
         core.crash_point("prepared")
+        live.limits = launch.limits_of(core, dispatch)
         attempt = await asyncio.to_thread(launch.ready, engine, dispatch, attempt, directory)
     except CoreAgentError as error:
         reason = Reason.SETUP_FAILED if error.slug == "setup_failed" else Reason.PREP_FAILED
@@ -265,6 +266,7 @@ async def conclude(
             died=ended.died,
             changed=brought.changed,
             question=question,
+            forced=ended.forced,
         )
     )
     attempt = attempt.model_copy(

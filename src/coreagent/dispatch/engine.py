@@ -35,6 +35,8 @@ from coreagent.store.store import Store
 log = logging.getLogger(__name__)
 
 CLOCK_LOOK_S = 30.0
+STOP_NOW_S = 20.0
+"""How long a stop waits for turns to end and settle; what is left then, the next daemon settles."""
 
 
 async def open_core(home: str, env: dict[str, str]) -> Core:
@@ -476,15 +478,16 @@ class Engine:
             for failed in await asyncio.gather(*wishes, return_exceptions=True):
                 if isinstance(failed, Exception):
                     log.error("a turn could not be told to end: %s", failed)
-        if mode in ("drain", "now"):
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+        while mode == "drain" and self._tasks:
+            await asyncio.wait(self._tasks)
+        if mode == "now" and self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_NOW_S)
         for one in list(self.live.values()):
             one.detach()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=STOP_NOW_S)
         await self.notifier.stop()
         self.nursery.close()
 

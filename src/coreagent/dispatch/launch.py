@@ -14,6 +14,7 @@ from coreagent import config, paths, runners
 from coreagent.capability import Caller
 from coreagent.config import RunnerSettings
 from coreagent.dispatch import environment, ports
+from coreagent.dispatch.vigil import Limits
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError, told
 from coreagent.models.agent import Cost, Usage
@@ -180,6 +181,15 @@ def agent_environment(dispatch: Dispatch, attempt: Attempt, made: Plan) -> dict[
     }
 
 
+def limits_of(core: Core, dispatch: Dispatch) -> Limits:
+    """The limits of an attempt that is started now."""
+    own, settings = runner_settings(core, dispatch.runner), core.settings.dispatch
+    return Limits(
+        wall_s=dispatch.options.timeout_s or settings.timeout_s,
+        idle_s=dispatch.options.idle_timeout_s or own.idle_timeout_s or settings.idle_timeout_s,
+    )
+
+
 def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan, directory: Path) -> None:
     """Write the attempt's spool directory: spec.json (mode 0600, it holds the environment) and standard input.
 
@@ -188,8 +198,7 @@ def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan,
     core = engine.core
     settings = core.settings
     place = layout(core.home, settings, dispatch)
-    own = runner_settings(core, dispatch.runner)
-    idle = dispatch.options.idle_timeout_s or own.idle_timeout_s or settings.dispatch.idle_timeout_s
+    limits = limits_of(core, dispatch)
     env = agent_environment(dispatch, attempt, made)
     env["PWD"] = str(place.repo)
     stdin: str | None = None
@@ -205,8 +214,8 @@ def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan,
             "cwd": str(place.repo),
             "env": env,
             "stdin": stdin,
-            "idle_s": idle,
-            "wall_s": dispatch.options.timeout_s or settings.dispatch.timeout_s,
+            "idle_s": limits.idle_s,
+            "wall_s": limits.wall_s,
             "out_max": settings.dispatch.max_output_bytes,
             "stop_signal": made.stop_signal,
             "grace_s": made.stop_grace_s,

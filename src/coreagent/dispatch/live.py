@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import attempts
+from coreagent.dispatch.vigil import Limits, Vigil
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, EventKind, Outcome
 from coreagent.models.dispatch import Attempt, Event
@@ -84,7 +85,9 @@ class LiveAttempt:
         self.directory = directory
         self.parser = parser
         self.shim: attempts.Shim | None = None
-        self._grace_s = 5.0
+        self.limits = Limits()
+        """What its shim is told to hold; watched here too."""
+        self._vigil: Vigil | None = None
         self.stop_requested = ""
         """Why a person wants it stopped; honoured before the exec too."""
         self._reader = OutputReader(directory / "out", parser)
@@ -104,15 +107,18 @@ class LiveAttempt:
     async def follow(self, shim: attempts.Shim) -> attempts.ShimExit:
         """Read along until the shim is gone, and return how it ended. Everything the agent said is parsed then."""
         self.shim = shim
+        began = self.attempt.started_at
+        self._vigil = Vigil(shim, self.limits, time.time() if began is None else began.timestamp())
         shim.on_output(self._grown)
         self._reading = asyncio.create_task(self._read_along())
         starting = asyncio.get_running_loop().call_later(STARTING_MOST_S, self.settle_in)
         try:
             if self.stop_requested:
-                await shim.cancel(self.stop_requested, self._grace_s)
+                await shim.cancel(self.stop_requested, self.limits.grace_s)
             ended = await shim.wait()
         finally:
             starting.cancel()
+            self._vigil.close()
             self._reading.cancel()
         await asyncio.wait([self._reading])
         if self._said:
@@ -123,6 +129,8 @@ class LiveAttempt:
         if out:
             self._said = True
             self._more.set()
+            if self._vigil is not None:
+                self._vigil.heard()
 
     async def _read_along(self) -> None:
         while True:
@@ -179,7 +187,7 @@ class LiveAttempt:
         if why == "cancel" or not self.stop_requested:
             self.stop_requested = why
         if self.shim is not None:
-            await self.shim.cancel(why, self._grace_s)
+            await self.shim.cancel(why, self.limits.grace_s)
         else:
             await asyncio.to_thread(attempts.sweep, self.attempt.id)  # a setup hook that runs for long
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, ending, environment, trial, warm
+from coreagent.dispatch import cleanup, ending, environment, launch, trial, warm
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -87,6 +87,7 @@ async def recover(engine: Engine, dispatch: Dispatch) -> None:
     )
     parser = runner.parser(*ending.session_totals(dispatch, attempt))
     live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
+    live.limits = launch.limits_of(engine.core, dispatch)
     engine.live[dispatch.id] = live
     engine.watch_over(dispatch, attempts_of_work.follow(engine, dispatch, attempt, live, shim))
 

@@ -22,6 +22,9 @@ _STOPS: dict[str, tuple[State, Reason]] = {
 }
 
 
+UNHEEDED = "its shim did not answer and was killed"
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All that is known of an attempt that ended."""
@@ -31,6 +34,8 @@ class Evidence:
     spawn_error: str = ""
     died: bool = False
     """The shim itself was killed and left no exit record."""
+    forced: bool = False
+    """The shim had to be killed, because it did not do what `stopped_by` asked for."""
     changed: bool = False
     """The tree at the end differs from the tree at the start of the dispatch."""
     question: str = ""
@@ -51,7 +56,8 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(State.FAILED, Reason.SPAWN_FAILED, evidence.spawn_error)
     if evidence.stopped_by in _STOPS and outcome.terminal != "success":
         state, reason = _STOPS[evidence.stopped_by]
-        return Verdict(state, reason, _STOP_TEXT[evidence.stopped_by])
+        text = _STOP_TEXT[evidence.stopped_by]
+        return Verdict(state, reason, f"{text}; {UNHEEDED}" if evidence.forced else text)
     if evidence.question:
         return Verdict(State.BLOCKED, Reason.BLOCKED, evidence.question.strip().splitlines()[0][:200])
     if evidence.died and outcome.terminal != "success":

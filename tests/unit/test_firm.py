@@ -1,0 +1,170 @@
+"""Shims that their agents stop: they are woken and asked first, and killed with all below when that does not help."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.unit.test_nursery import in_loop, prepare
+
+from coreagent import attempts, firm, process
+from coreagent.dispatch.vigil import Limits, Vigil
+from coreagent.nursery import Nursery
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+
+STOPS_IT = "kill -STOP $PPID; "
+KEEPS_IT_STOPPED = "trap '' TERM; while :; do kill -STOP $PPID; done"
+
+
+@pytest.fixture
+def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(attempts, "ANSWER_S", 0.3)
+    monkeypatch.setattr(firm, "MARGIN_S", 0.3)
+    with tempfile.TemporaryDirectory(prefix="ca") as folder:
+        yield Path(folder)
+
+
+async def stopped(shim: attempts.Shim) -> None:
+    """Wait until the agent has stopped its shim."""
+    assert await shim.started() is not None
+    while not Path(f"/proc/{shim.pid}/stat").read_text().rpartition(")")[2].startswith(" T"):
+        await asyncio.sleep(0.005)
+
+
+def nothing_left(folder: Path) -> bool:
+    return process.by_marker(folder.name) == []
+
+
+@in_loop
+async def test_a_stopped_shim_is_woken_and_ends_by_its_own_word(base: Path) -> None:
+    folder = prepare(base, STOPS_IT + "exec sleep 600")
+    shim = attempts.spawn(folder)
+    await stopped(shim)
+    assert await shim.cancel("pause", 1)
+    async with asyncio.timeout(20):
+        ended = await shim.wait()
+    assert (ended.stopped_by, ended.died, ended.forced) == ("pause", False, False)
+    assert nothing_left(folder)
+
+
+@in_loop
+async def test_one_that_is_kept_stopped_is_killed_with_all_below(base: Path) -> None:
+    folder = prepare(base, KEEPS_IT_STOPPED)
+    shim = attempts.spawn(folder)
+    await stopped(shim)
+    await shim.cancel("cancel", 0.2)
+    async with asyncio.timeout(20):
+        ended = await shim.wait()
+    assert ended.executed
+    assert ended.stopped_by == "cancel"
+    assert ended.forced == ended.died
+    assert nothing_left(folder)
+    assert not process.alive(shim.pid, shim.start)
+
+
+@in_loop
+async def test_one_that_is_stopped_after_it_took_the_wish_ends_too(base: Path) -> None:
+    folder = prepare(base, "trap 'kill -STOP $PPID' TERM; echo up; while :; do sleep 0.01; done")
+    shim = attempts.spawn(folder)
+    up = asyncio.Event()
+    shim.on_output(lambda out, _err: up.set() if out else None)
+    async with asyncio.timeout(20):
+        await up.wait()
+        assert await shim.cancel("cancel", 0.1)
+        ended = await shim.wait()
+    assert ended.stopped_by == "cancel"
+    assert nothing_left(folder)
+
+
+@pytest.mark.parametrize(
+    ("limits", "name"),
+    [(Limits(wall_s=0.2, grace_s=0.1), "timeout"), (Limits(idle_s=0.2, grace_s=0.1), "idle_timeout")],
+)
+@in_loop
+async def test_a_limit_is_held_without_the_shim(base: Path, limits: Limits, name: str) -> None:
+    folder = prepare(base, KEEPS_IT_STOPPED)
+    shim = attempts.spawn(folder)
+    await stopped(shim)
+    (folder / "s").unlink()  # nor can it be asked
+    vigil = Vigil(shim, limits, time.time())
+    async with asyncio.timeout(20):
+        ended = await shim.wait()
+    vigil.close()
+    assert (ended.stopped_by, ended.forced) == (name, True)
+    assert nothing_left(folder)
+
+
+@in_loop
+async def test_a_shim_that_answers_knows_its_limits_best(base: Path) -> None:
+    os.mkfifo(base / "go")
+    shim = attempts.spawn(prepare(base, "cat go; exit 3"))
+    await shim.started()
+    vigil = Vigil(shim, Limits(wall_s=0.01, grace_s=0), time.time() - 3600)
+    await vigil._look("timeout")
+    assert process.alive(shim.pid, shim.start)
+    vigil.close()
+    (base / "go").write_text("")
+    assert (await shim.wait()).code == 3
+
+
+@in_loop
+async def test_a_stranger_at_its_socket_is_not_believed(base: Path) -> None:
+    folder = prepare(base, KEEPS_IT_STOPPED)
+    shim = attempts.spawn(folder)
+    await stopped(shim)
+    (folder / "s").unlink()
+
+    async def lie(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"ok": true, "state": "running", "age_s": 0, "silent_s": 0}\n')
+        writer.close()
+
+    server = await asyncio.start_unix_server(lie, folder / "s")
+    assert await shim.status() == {}
+    server.close()
+    await firm.insist(shim, "cancel", 0)
+    assert (await shim.wait()).stopped_by == "cancel"
+    assert nothing_left(folder)
+
+
+@in_loop
+async def test_a_shim_that_is_stopped_before_its_claim_is_not_waited_for(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "BIRTH_S", 0.2)
+    nursery = Nursery(str(base))
+    for _ in range(2):  # started alone, and forked
+        folder = prepare(base, "echo ran > ran")
+        (folder / "spec.json").unlink()
+        os.mkfifo(folder / "spec.json")  # it stays where it is
+        shim = nursery.spawn(folder)
+        os.kill(shim.pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            assert await shim.started() is None
+            ended = await shim.wait()
+        assert not ended.executed
+        assert not process.alive(shim.pid, shim.start)
+    nursery.close()
+
+
+def test_only_the_process_that_is_meant_is_struck() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        start = process.start_time(child.pid)
+        os.kill(child.pid, signal.SIGSTOP)
+        firm.wake(child.pid, start + 1)
+        firm.kill(child.pid, start + 1)
+        assert process.alive(child.pid, start)
+        firm.kill(child.pid, start)
+        assert child.wait(10) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
