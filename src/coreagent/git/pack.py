@@ -62,6 +62,8 @@ def carry(
             arrived = Done(0, b"", b"")
             if len(header) == 12 and (count := int.from_bytes(header[8:12], "big")):
                 arrived = _receive(target, packer.stdout, count, timeout_s)
+            else:
+                packer.stdout.read()  # an empty pack has an end too: closed before it, the packer dies of SIGPIPE
             packer.stdout.close()  # a receiver that gave up must not leave the packer waiting on a full pipe
             packer.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
