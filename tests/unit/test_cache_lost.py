@@ -178,3 +178,68 @@ def test_one_that_cannot_be_kept_is_kept_once(tmp_path: Path) -> None:
         assert (archive / "checkout" / "later.txt").is_file()
 
     in_room(tmp_path, body)
+
+
+def test_diff_and_compare_make_the_cache_again(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        one, two = await worked(room), await worked(room, "two")
+        before = (await room.ask("diff", workspace="one")).text
+        lose(room, one)
+        await room.ask("prep", name="three", ephemeral=True)  # makes a cache that knows nothing of them
+        assert (await room.ask("diff", workspace="one")).text == before != ""
+        lose(room, one, "emptied")
+        compared = await room.ask("compare", siblings=["one", "two"], diff=["one", "two"])
+        assert compared.diff == ""
+        assert (await room.ask("accept", workspace="two", strategy="rebase")).after == two.harvest.sha
+
+    in_room(tmp_path, body)
+
+
+def test_diff_says_that_nobody_has_the_commits(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        found = await worked(room)
+        lose(room, found)
+        room.repo.rename(tmp_path / "away")
+        with pytest.raises(CoreAgentError) as caught:
+            await room.ask("diff", workspace="one")
+        assert (caught.value.slug, bool(caught.value.cause)) == ("workspace_gone", True)
+        assert "core-agent why one" in caught.value.hint
+
+    in_room(tmp_path, body)
+
+
+def test_what_went_with_the_cache_is_not_listed_as_rescued(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        found = await worked(room)
+        await room.ask("reject", workspace="one")
+        assert len(await room.ask("rescue.list")) == 2
+        lose(room, found)
+        assert await room.ask("rescue.list") == []
+        with pytest.raises(CoreAgentError) as caught:
+            await room.ask("rescue.apply", workspace="one")
+        assert caught.value.slug == "rescue_not_found"
+        assert "gone" in caught.value.message
+
+    in_room(tmp_path, body)
+
+
+def test_what_was_stashed_or_left_on_another_branch_is_told_and_can_be_had(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        found = await room.prepare("one")
+        top = room.checkout(found)
+        sh(top, "checkout", "-q", "-b", "side")
+        write(top, "side.txt", "side\n")
+        sh(top, "add", "side.txt")
+        sh(top, "commit", "-q", "-m", "side")
+        sh(top, "checkout", "-q", "-")
+        write(top, "made.txt", "made\n")
+        for _ in range(2):  # told once, however often it is brought home
+            await room.ask("attach.done", workspace="one")
+        (row,) = await room.ask("rescue.list", workspace="one")
+        assert (row.reason, row.files) == ("other_branch", 1)
+        facts = (await room.ask("why", workspace="one")).facts
+        assert [line for line in facts if f"core-agent rescue apply one {row.n}" in line]
+        await room.ask("rescue.apply", workspace="one", branch="side")
+        assert sh(room.repo, "ls-tree", "--name-only", "side").split() == ["a.txt", "side.txt"]
+
+    in_room(tmp_path, body)

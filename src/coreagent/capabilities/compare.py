@@ -16,7 +16,7 @@ from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import HISTORY_SEARCHED, find_any
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import batch, rows, trial
+from coreagent.dispatch import batch, bring, rows, trial
 from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
 from coreagent.git import landing as git_landing
@@ -163,6 +163,7 @@ async def _tested(
 async def _between(core: Core, one: Dispatch, other: Dispatch) -> tuple[str, bool]:
     if (one.org, one.repo) != (other.org, other.repo):
         raise CoreAgentError("invalid_argument", f"{one.workspace} and {other.workspace} are of two repositories")
+    one, other = [await bring.to_compare(core.home, either) for either in (one, other)]
     ends = (one.harvest.sha or _start(one), other.harvest.sha or _start(other))
     return await asyncio.to_thread(git_diff.diff, _cache(core, one), ends[0], ends[1], limit=DIFF_MAX)
 

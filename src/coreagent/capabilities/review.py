@@ -58,10 +58,13 @@ async def _diff(core: Core, caller: Caller, workspace: str, stat: bool, exact: b
     limit = PATCH_MAX if exact else DIFF_MAX
     found = await seen_by(core, caller, workspace)
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))
-    start = found.start_sha or found.base_sha
     live = found.state in ACTIVE
+    start = found.start_sha or found.base_sha
     head = found.harvest.sha
     place = layout(core.home, core.settings, found)
+    if live or (head and head != start):
+        found = await bring.to_compare(core.home, found)
+        start = found.start_sha or found.base_sha
     if live and place.prepared.exists():
         index = Path(paths.index_copy(core.home, found.id))
         text, cut, files, plus, minus = await asyncio.to_thread(
@@ -354,7 +357,25 @@ async def rescue_list(core: Core, workspace: Workspace = "") -> list[RescueRow]:
     """List the work that was kept outside the user's repository, newest first."""
     # Of a checkout that was reset, see dispatch.sync: no workspace is called so.
     wanted = workspace if "@" in workspace or not workspace else (await find_any(core, workspace)).workspace
-    return list(reversed(await core.store.rescues(wanted)))
+    return await asyncio.to_thread(_there, core, list(reversed(await core.store.rescues(wanted))))
+
+
+def _there(core: Core, rows: list[RescueRow]) -> list[RescueRow]:
+    """Those that can be applied: the others went with a cache that was removed by hand. Blocking."""
+    kept: dict[Path, set[tuple[str, str]]] = {}
+    found = []
+    for row in rows:
+        cache = Path(paths.repo_cache(core.home, *row.workspace.split("/")[:2]))
+        if cache not in kept:
+            saved = git_rescue.rescue_list(cache)
+            try:
+                whole = set(present(cache, [one.sha for one in saved]))
+            except CoreAgentError:
+                whole = set()
+            kept[cache] = {(one.ref, one.sha) for one in saved if one.sha in whole}
+        if (row.ref, row.sha) in kept[cache]:
+            found.append(row)
+    return found
 
 
 @capability("rescue.apply", cli="rescue apply")
@@ -363,12 +384,17 @@ async def rescue_apply(core: Core, workspace: Workspace, n: int = 0, branch: str
     if "@" in workspace:
         return await _apply_to_checkout(core, workspace, n, branch)
     found = await find_any(core, workspace)
-    kept = list(reversed(await core.store.rescues(found.workspace)))
+    known = list(reversed(await core.store.rescues(found.workspace)))
+    kept = await asyncio.to_thread(_there, core, known)
     chosen = next((r for r in kept if n in (0, r.n)), None)
     if chosen is None:
         raise CoreAgentError(
             "rescue_not_found",
-            f"nothing of {found.workspace} was rescued" if not kept else f"there is no rescue {n} of {found.workspace}",
+            f"there is no rescue {n} of {found.workspace}"
+            if kept
+            else f"what was rescued of {found.workspace} is gone: it was in a cache that was removed by hand"
+            if known
+            else f"nothing of {found.workspace} was rescued",
             hint="`core-agent rescue list` shows what there is",
         )
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))

@@ -7,7 +7,7 @@ import time
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import after, cleanup, ports, rows
+from coreagent.dispatch import after, bring, cleanup, ports, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -242,6 +242,12 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         said.append("denied tools: " + ", ".join(d.denied_tools))
     if d.harvest.rescue_ref:
         said.append(f"its tip is kept under {d.harvest.rescue_ref}")
+    for row in await core.store.rescues(d.workspace):
+        if row.reason == bring.OTHER:
+            size = plural(row.files, "file")
+            said.append(
+                f"what it stashed or left on another branch ({size}) is kept: core-agent rescue apply {d.name} {row.n}"
+            )
     if d.port:
         said.append(f"its ports {'were' if d.workspace_gone else 'are'} {ports.shown(d)}")
     if d.teardown_note:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from coreagent import paths
 from coreagent.dispatch.workspace import AUTHOR, layout
 from coreagent.errors import CoreAgentError
+from coreagent.git import diff as git_diff
 from coreagent.git import drop as git_drop
 from coreagent.git import harvest as git_harvest
 from coreagent.git import rescue as git_rescue
 from coreagent.git import restore as git_restore
 from coreagent.git import snapshot as git_snapshot
 from coreagent.git.check import Limits
+from coreagent.git.pack import present
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import Dispatch, Fate, Harvest, Stage
 from coreagent.models.report import RescueRow
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUESTION_MAX = 64 << 10
+OTHER = "other_branch"
+"""Why a state is kept that the agent stashed, or committed on a branch that it left again."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Home:
     rescued: str = ""
     """The ref under which a tip was kept that is on no branch, and that tip."""
     rescued_sha: str = ""
+    others: tuple[tuple[str, str, int], ...] = ()
+    """(ref, tip, files) of what the agent left in stashes and on branches of its own."""
 
 
 def read_note(repo_dir: Path, name: str, most: int = QUESTION_MAX) -> str:
@@ -141,6 +147,33 @@ async def mend_cache(home: str, dispatch: Dispatch) -> Dispatch | None:
     return dispatch.model_copy(update={"start_sha": ""})
 
 
+async def to_compare(home: str, dispatch: Dispatch) -> Dispatch:
+    """The dispatch with commits that the cache has, made again where it lost them.
+
+    Raises: workspace_gone when nobody has them any more.
+    """
+    cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
+
+    def lost(one: Dispatch) -> bool:
+        wanted = {one.start_sha or one.base_sha, one.harvest.sha} - {""}
+        try:
+            return len(present(cache, wanted)) < len(wanted)
+        except CoreAgentError:
+            return True
+
+    if not await asyncio.to_thread(lost, dispatch):
+        return dispatch
+    mended = await mend_cache(home, dispatch)
+    if mended is None or await asyncio.to_thread(lost, mended):
+        raise CoreAgentError(
+            "workspace_gone",
+            f"nobody has the commits of {dispatch.workspace} any more",
+            cause=f"{cache} was removed or emptied, and {dispatch.repo_path} does not have them",
+            hint=f"core-agent why {dispatch.name} tells what became of it",
+        )
+    return mended
+
+
 async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
     """Snapshot the workspace and bring its tip into the user's repository, or keep it under a rescue ref.
 
@@ -156,6 +189,30 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
         detail = f"{error.message} {error.cause}".strip()
         rejected = Harvest(status="rejected", branch=dispatch.branch, reason=error.slug, detail=detail[:400])
         return Home(rejected, changed=True, branch_sha=dispatch.branch_sha)
+    others = await asyncio.to_thread(_keep_others, core.home, dispatch, start, taken.others)
+    return replace(await _bring_taken(engine, dispatch, taken, start), others=others)
+
+
+def _keep_others(home: str, dispatch: Dispatch, start: str, tips: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
+    """Kept before anything else is, so that the newest that is kept stays the work itself. Blocking."""
+    cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
+    known = {one.sha for one in git_rescue.rescue_list(cache, dispatch.name)}
+    kept = []
+    for sha in tips:
+        if sha in known:
+            continue
+        try:
+            files = git_diff.numstat(cache, start, sha).files
+            kept.append((git_rescue.rescue_save(cache, dispatch.name, sha).ref, sha, files))
+        except CoreAgentError as error:
+            if error.slug == "no_space":
+                raise
+            log.warning("%s of %s is kept, but not for `rescue`: %s", sha[:10], dispatch.workspace, error.message)
+    return tuple(kept)
+
+
+async def _bring_taken(engine: Engine, dispatch: Dispatch, taken: git_snapshot.Snapshot, start: str) -> Home:
+    core = engine.core
     if taken.sha == start and not taken.blocking:
         if not dispatch.branch_sha:
             return Home(Harvest(status="none"), changed=False)
@@ -224,12 +281,15 @@ def _harvest(home: str, dispatch: Dispatch, harvest: Harvest) -> Harvest:
 
 
 def rescue_rows(dispatch: Dispatch, brought: Home, reason: Reason | None, at: datetime) -> list[SaveRescue]:
-    """The store's row of a rescue ref that was made on the way home."""
+    """The store's rows of the rescue refs that were made on the way home."""
+    rows = [
+        _row(dispatch, ref, sha, OTHER, Harvest(status="none", files=files), at) for ref, sha, files in brought.others
+    ]
     if not brought.rescued:
-        return []
+        return rows
     harvest = brought.harvest if brought.harvest.status == "rejected" else dispatch.harvest
     why = brought.harvest.reason or ("undone" if not brought.changed else str(reason or ""))
-    return [_row(dispatch, brought.rescued, brought.rescued_sha, why, harvest, at)]
+    return [*rows, _row(dispatch, brought.rescued, brought.rescued_sha, why, harvest, at)]
 
 
 def _row(dispatch: Dispatch, ref: str, sha: str, reason: str, harvest: Harvest, at: datetime) -> SaveRescue:

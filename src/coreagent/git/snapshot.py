@@ -43,6 +43,8 @@ class Snapshot:
     commits: int = 0
     """1 or more when the agent committed itself."""
     problems: tuple[Problem, ...] = ()
+    others: tuple[str, ...] = ()
+    """Commits on other branches and stashes of the agent, which the tip does not hold."""
 
     @property
     def blocking(self) -> tuple[Problem, ...]:
@@ -123,16 +125,17 @@ def _snapshot(
         parent = start if squash else tip
         text = f"{message}\n\n{messages(cache, start, tip)}\n" if squash else message
         sha = _commit(cache, index, parent, text, author, previous)
+    others = tuple(sorted(set(history.others.values()) - {sha, tip}))
     with locked(cache):
         if sha != start and sha != previous:
             note(cache, WORK + name, sha)
-        for number, other in enumerate(sorted(set(history.others.values()) - {sha, tip})):
+        for number, other in enumerate(others):
             note(cache, f"refs/core-agent/other/{name}/{number}", other)
     differences = changes(cache, start, sha)
     total = summed(differences)
     problems += check(cache, differences, limits)
     return Snapshot(sha, total.files, total.insertions, total.deletions, len(found.added) + len(found.removed),
-                    int(tip != start), tuple(_unique(problems)))  # fmt: skip
+                    int(tip != start), tuple(_unique(problems)), others)  # fmt: skip
 
 
 def live_diff(
