@@ -1,0 +1,165 @@
+"""Limits through the installed command: what stops a task is told, ends when it should, and a person can end it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.home import Home
+from tests.support.world import World
+
+REFUSED = "turns:\n- steps: [{rate_limit: {resets_in: %s}}]\n- steps: [{write: {path: late.txt, content: late}}]\n"
+FINE = "steps:\n- write: {path: made.txt, content: made}\n"
+
+
+def script(home: Home, name: str, text: str) -> str:
+    path = home.dir / name
+    path.write_text(text)
+    return str(path)
+
+
+def give(world: World, task: str, *argv: str, code: int = 0) -> None:
+    world.home.run("dispatch", task, *argv, cwd=world.repo, code=code)
+
+
+def pool(home: Home, name: str) -> dict[str, Any]:
+    return next(p for p in home.json("status")["pools"] if p["pool"] == name)
+
+
+def row(home: Home, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = home.json("status", name)["workspaces"][0]
+    return found
+
+
+def until(home: Home, name: str, **wanted: str) -> dict[str, Any]:
+    for _ in range(150):
+        found = row(home, name)
+        if all(found[key] == value for key, value in wanted.items()):
+            return found
+        home.run("watch", name, "--once", "--timeout", "200ms", "--json", code=None)
+    raise AssertionError(f"never {wanted}: {found}")
+
+
+def test_a_rate_limit_parks_the_pool_and_a_person_lets_it_go_on(home: Home) -> None:
+    world = World(home)
+    refused = script(home, "refused.yaml", REFUSED % 3600)
+    give(world, "first", "--name", "first", "--agent", "scripted", "--script", refused)
+    waits = until(home, "first", waiting_for="rate_limit")
+    assert (waits["state"], waits["reason"]) == ("queued", "rate_limit")
+    parked = pool(home, "scripted")
+    assert (parked["parked_for"], parked["held_by"]) == ("rate_limit", "parked")
+    # What comes later waits for the same reset, and another pool does not.
+    fine = script(home, "fine.yaml", FINE)
+    give(world, "second", "--name", "second", "--agent", "scripted", "--script", fine)
+    assert row(home, "second")["waiting_for"] == "parked"
+    give(world, "third", "--name", "third", "--wait")
+    said = home.run("why", "second").out
+    assert "Pool scripted is parked until" in " ".join(said.split())
+    assert "rate limit lifts at" in " ".join(home.run("why", "first").out.split())
+    assert "parked by a rate limit until" in " ".join(home.run("status").out.split())
+    listed = home.json("queue", "list")["rows"]
+    assert {r["waiting_for"] for r in listed} == {"rate_limit", "parked"}
+    assert "its pool is parked, until" in home.run("queue", "list", env={"COLUMNS": "160"}).out
+    # A park outlives the daemon.
+    home.run("daemon", "stop")
+    assert pool(home, "scripted")["parked_for"] == "rate_limit"
+    home.run("queue", "start", "--pool", "scripted")
+    until(home, "second", state="completed")
+    assert until(home, "first", state="completed")["runs"] == 2
+    kinds = [a["kind"] for a in home.json("workspace", "show", "first")["attempts"]]
+    assert kinds == ["dispatch", "resume"]
+
+
+def test_a_reset_that_comes_lets_the_pool_go_on_by_itself(home: Home) -> None:
+    world = World(home)
+    refused = script(home, "refused.yaml", REFUSED % 2)
+    give(world, "first", "--name", "first", "--agent", "scripted", "--script", refused)
+    until(home, "first", waiting_for="rate_limit")
+    assert until(home, "first", state="completed")["runs"] == 2
+    kinds = [a["kind"] for a in home.json("workspace", "show", "first")["attempts"]]
+    assert kinds == ["dispatch", "resume"]
+
+
+def test_a_daily_limit_is_counted_and_told(home: Home) -> None:
+    world = World(home, settings="rates: {command: {daily_limit: 2}}\n")
+    for name in ("one", "two"):
+        give(world, "work", "--name", name, "--wait")
+    give(world, "work", "--name", "three")
+    found = row(home, "three")
+    assert (found["state"], found["waiting_for"]) == ("queued", "daily_limit")
+    assert found["waiting_until"]
+    used = pool(home, "command")
+    assert (used["today"], used["daily_limit"]) == (2, 2)
+    home.run("daemon", "stop")
+    assert pool(home, "command")["today"] == 2
+    assert "no start left today (2 of 2 starts used today)" in " ".join(home.run("why", "three").out.split())
+    assert "today 2/2" in home.run("status", env={"COLUMNS": "160"}).out
+    agents = {a["name"]: a for a in home.json("agents")}
+    assert agents["command:work"]["use"]["today"] == 2
+    # A saved file is in force at once.
+    settings = home.core / "agents.yaml"
+    settings.write_text(settings.read_text().replace("daily_limit: 2", "daily_limit: 3"))
+    until(home, "three", state="completed")
+
+
+def test_a_repository_that_always_fails_is_left_alone(home: Home) -> None:
+    world = World(home)
+    settings = home.core / "agents.yaml"
+    text = settings.read_text().replace("default_agent: 'command:work'", "default_agent: 'command:work', breaker: 2")
+    settings.write_text(text + "  bad: {argv: [/bin/false]}\n")
+    other = home.repo("other")
+    for name in ("one", "two"):
+        give(world, "fail", "--name", name, "--agent", "command:bad", "--wait", code=10)
+    give(world, "fail", "--name", "three")
+    found = row(home, "three")
+    assert (found["state"], found["waiting_for"]) == ("queued", "breaker")
+    assert pool(home, "command")["held_by"] == ""
+    home.run("dispatch", "work", "--name", "fine", "--wait", cwd=other)
+    said = " ".join(home.run("why", "three").out.split())
+    assert "local/repo is left alone until" in said
+    assert "core-agent queue start --repo local/repo" in said
+    home.run("queue", "start", "--repo", "local/repo")
+    until(home, "three", state="completed")
+
+
+def test_the_next_agent_of_a_list_goes_on(home: Home) -> None:
+    world = World(home, settings="  bad: {argv: [/bin/false]}\n  idle: {argv: [/bin/true]}\n")
+    give(world, "work", "--name", "one", "--agent", "command:bad,command:work", "--wait")
+    one = row(home, "one")
+    assert (one["state"], one["agent"], one["runs"]) == ("completed", "command:work", 2)
+    # What changed nothing is only then a reason when that is asked for.
+    give(world, "work", "--name", "two", "--agent", "command:idle,command:work", "--wait")
+    assert (row(home, "two")["reason"], row(home, "two")["agent"]) == ("no_changes", "command:idle")
+    give(world, "work", "--name", "three", "--agent", "command:idle,command:work", "--escalate", "--wait")
+    assert (row(home, "three")["state"], row(home, "three")["agent"]) == ("completed", "command:work")
+
+
+def test_a_parked_pool_is_gone_around(home: Home) -> None:
+    world = World(home)
+    refused = script(home, "refused.yaml", REFUSED % 3600)
+    give(world, "first", "--name", "first", "--agent", "scripted,command:work", "--script", refused, "--wait")
+    found = row(home, "first")
+    assert (found["state"], found["agent"]) == ("completed", "command:work")
+    give(world, "second", "--name", "second", "--agent", "scripted,command:work", "--script", refused, "--wait")
+    assert row(home, "second")["agent"] == "command:work"
+    assert row(home, "second")["runs"] == 1
+
+
+@pytest.mark.parametrize("agents", ["['command:missing-program', 'command:work']", "'command:work'"])
+def test_the_default_agent_may_be_a_list(home: Home, agents: str) -> None:
+    world = World(home, settings="  missing-program: {argv: [/nowhere/at/all]}\n")
+    settings: Path = home.core / "agents.yaml"
+    settings.write_text(settings.read_text().replace("'command:work'", agents, 1))
+    give(world, "work", "--name", "one", "--wait")
+    assert row(home, "one")["agent"] == "command:work"
+
+
+def test_a_frozen_pool_stands_still_until_it_is_started(home: Home) -> None:
+    world = World(home)
+    home.run("queue", "freeze", "--pool", "command")
+    give(world, "work", "--name", "one")
+    assert row(home, "one")["waiting_for"] == "frozen_pool"
+    assert home.json("queue", "start", "--pool", "nowhere", code=1)["error"]["slug"] == "pool_not_found"
+    home.run("queue", "start", "--pool", "command")
+    until(home, "one", state="completed")
