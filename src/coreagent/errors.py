@@ -168,6 +168,9 @@ HINTS: Final[dict[str, str]] = {
     "store_write_failed": _LOG,
     "unknown_agent": "core-agent agents lists them",
     "unknown_capability": "docs/json.md lists them; is the daemon older? core-agent daemon restart",
+    "upgrade_failed": "the old version is still in place and in force",
+    "nothing_to_roll_back": "core-agent upgrade keeps the version before it; there was none",
+    "not_ours_to_upgrade": "upgrade it with what installed it",
     "workspace_gone": "core-agent history shows what became of it",
 }
 """What to do when who raised it knows nothing better."""

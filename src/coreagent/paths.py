@@ -42,6 +42,11 @@ def kept_names(home: str) -> str:
     return home + "/run/env.daemon"
 
 
+def held_back(home: str) -> str:
+    """The releases that a person went back from, one a line: the daemon does not become them for a client's sake."""
+    return home + "/run/held-back"
+
+
 def daemon_log(home: str) -> str:
     return home + "/run/daemon.log"
 

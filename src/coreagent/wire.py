@@ -60,7 +60,9 @@ STOPPED = b"stopped"
 
 
 # Typed words that never go to the daemon: they need none, or need the person's own terminal.
-OWN_PROCESS = frozenset(("attach", "completion", "daemon", "demo", "doctor", "init", "open", "shell", "version"))
+OWN_PROCESS = frozenset(
+    ("attach", "completion", "daemon", "demo", "doctor", "init", "open", "shell", "upgrade", "version")
+)
 
 # What a client tells of its environment. The daemon's socket is the person's own (mode 0600), but the less travels the
 # less can end up in an agent by accident; `env.allow` in agents.yaml adds names.

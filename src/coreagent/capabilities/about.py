@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from typing import Literal
 
@@ -141,6 +142,7 @@ async def daemon_status(core: Core, caller: Caller) -> DaemonStatus:
     return DaemonStatus(
         pid=os.getpid(),
         version=paths.VERSION,
+        python=sys.executable,
         home=core.home,
         socket=paths.daemon_socket(core.home),
         uptime_s=time.monotonic() - core.started_monotonic,

@@ -65,6 +65,7 @@ _HOUSE: tuple[Callable[..., None], ...] = (
     doctor.doctor,
     place.mcp,
     place.completion,
+    upgrade.upgrade,
     place.version,
 )
 _NAMED: dict[Callable[..., None], str] = {place.open_workspace: "open", follow.wait_for: "wait"}

@@ -32,6 +32,7 @@ OPENING_S = 10.0
 """How long a client may take to say what it wants."""
 CONNECTIONS_MAX = 512
 STOP_CALL = "daemon.stop"
+BECOME_CALL = "daemon.become"
 
 RunCommand = Callable[[list[str], Terminal, Session], int]
 ServeMcp = Callable[[Any, Caller, Callable[[], Awaitable[bytes]], Callable[[bytes], Awaitable[None]]], Awaitable[None]]
@@ -62,16 +63,16 @@ class Server:
         run: RunCommand,
         mcp: ServeMcp,
         names_changed: Callable[[], bool] = lambda: False,
-    ) -> None:
         served: Callable[[], None] = lambda: None,
+    ) -> None:
         self._core = core
         self._home = home
         self._listener = listener
         self._run = run
         self._mcp = mcp
         self._names_changed = names_changed
-        self._loop = asyncio.get_running_loop()
         self._served = served
+        self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
         self._accepting = False
         self._shut = False
@@ -160,8 +161,8 @@ class Server:
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
         self._listen_on(True)
-        if not task.cancelled() and task.exception() is not None:
         self._served()
+        if not task.cancelled() and task.exception() is not None:
             log.error("a connection failed", exc_info=task.exception())
 
     async def _serve(self, conn: socket.socket) -> None:
@@ -198,7 +199,7 @@ class Server:
         caller = self._core.role_of(pid, uid)
         if caller.role != "worker" and wire.newer(opening.version, paths.VERSION):
             _show_life(conn)  # asking its interpreter takes a while
-        if caller.role != "worker" and await _is_newer_release(opening):
+        if caller.role != "worker" and not self._held_back(opening) and await _is_newer_release(opening):
             await self._loop.sock_sendall(conn, wire.frame(wire.NOTICE, wire.AGAIN))
             log.info("giving way to %s of %s", opening.version, opening.executable)
             self.leave(Leaving(executable=opening.executable))
@@ -216,6 +217,16 @@ class Server:
             return None
         caller = replace(caller, env=opening.env, cwd=opening.cwd, interactive=opening.ttys[:2] == "11")
         return kind, opening, caller, rest
+
+    def _held_back(self, client: wire.Opening) -> bool:
+        """Whether a person went back from this client's release: what still runs of it must not bring it back."""
+        if not wire.newer(client.version, paths.VERSION):
+            return False
+        try:
+            with open(paths.held_back(self._home), encoding="utf-8") as file:
+                return client.version in file.read(65536).split()
+        except (OSError, UnicodeDecodeError):
+            return False
 
     async def _answer(
         self,
@@ -387,6 +398,9 @@ class Server:
         await self._loop.sock_sendall(conn, wire.frame(wire.REPLY, json.dumps(body).encode()))
         if name == STOP_CALL and "result" in body:
             self.leave(Leaving(mode=str(arguments.get("mode", "leave"))))
+        if name == BECOME_CALL and "result" in body:
+            log.info("becoming %s as asked", body["result"]["version"])
+            self.leave(Leaving(executable=body["result"]["executable"]))
 
     async def _reply(self, name: str, arguments: dict[str, Any], caller: Caller) -> dict[str, Any]:
         try:
