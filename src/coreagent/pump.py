@@ -103,6 +103,9 @@ class Pump:
         self._swallow = ""
         self._since = 0.0
         self._hasty = 0
+        self._half = wire.patience(os.environ) / 2
+        """Half of what a client waits is spent on listening, the other half on asking whether anybody is there."""
+        self._word_at = 0.0
 
     def run(self) -> int:
         """Carry until the client ends its input or the daemon ends the session; the exit code."""
@@ -115,7 +118,12 @@ class Pump:
                 poll.register(self._source, select.POLLIN)
             elif self._sock is None:
                 return 0
-            ready = dict(poll.poll())
+            left = self._left()
+            ready = dict(poll.poll(None if left is None else left * 1000 + 1))
+            if not ready:
+                if left is not None and self._left() == 0.0:
+                    self._check_life()
+                continue
             if self._source in ready:
                 self._take_input()
             if self._sock is not None and self._sock.fileno() in ready:
@@ -123,9 +131,43 @@ class Pump:
                 if code is not None:
                     return code
 
+    def _left(self) -> "float | None":
+        """How long the daemon may still be silent; None while nobody waits for a word of it."""
+        if self._sock is None or (self._wanted and not self._open and not self._ended):
+            return None
+        return max(0.0, self._word_at + self._half - os.times().elapsed)
+
+    def _check_life(self) -> None:
+        """A call may take long, but a daemon that lives says so to whoever comes anew. Raises: daemon_silent."""
+        assert self._sock is not None
+        pid = wire.peer(self._sock)[0]
+        if self._answers():
+            self._word_at = os.times().elapsed
+            return
+        from coreagent.cli.session import silent
+
+        error = silent(pid)
+        self._sock.close()
+        self._sock, self._unsent = None, b""
+        for identity in list(self._open):
+            self._refuse(identity, f"{error.message}; {error.hint}")
+        if self._ended:
+            raise error
+
+    def _answers(self) -> bool:
+        try:
+            other = self._reach()
+        except Exception:
+            return False
+        poll = select.poll()
+        poll.register(other, select.POLLIN)
+        heard = bool(poll.poll(self._half * 1000))
+        other.close()
+        return heard
+
     def _connect(self) -> None:
         self._sock = self._reach()
-        self._since = os.times().elapsed
+        self._since = self._word_at = os.times().elapsed
         self._sock.setblocking(False)
         self._decoder = wire.Decoder(wire.FROM_DAEMON)
         self._heard, self._unsent, self._wanted, self._swallow = b"", b"", False, ""
@@ -176,6 +218,7 @@ class Pump:
             data = self._sock.recv(262144)
             if not data:
                 raise ConnectionResetError
+            self._word_at = os.times().elapsed
             frames = self._decoder.feed(data)
         except (ConnectionError, wire.BadFrame):
             self._again(told=False)
@@ -225,6 +268,8 @@ class Pump:
                     self._refuse(identity, str(error))
                 return
         if self._sock is not None:
+            if lines or self._ended:
+                self._word_at = os.times().elapsed
             if lines:
                 self._wanted = False
                 self._send(lines)

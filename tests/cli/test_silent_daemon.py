@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -58,3 +59,40 @@ def test_a_daemon_at_work_is_never_taken_for_dead(home: Home) -> None:
     done = home.run("watch", "--once", "--timeout", "2500ms", env={"CORE_TIMEOUT": "1.5"}, code=75)
     assert (done.out, done.err) == ("", "")
     assert time.monotonic() - began > 2.4
+
+
+def ask(process: subprocess.Popen[bytes], identity: int, method: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"jsonrpc": "2.0", "id": identity, "method": method}).encode() + b"\n")
+    process.stdin.flush()
+
+
+def test_an_mcp_client_hears_of_it_too_and_goes_on_with_a_daemon_that_answers(home: Home) -> None:
+    home.run("daemon", "start")
+    with home.start("mcp", stdin=subprocess.PIPE) as process:  # its library is loaded before the clock runs
+        ask(process, 1, "ping")
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.stdin.close()  # type: ignore[union-attr]
+    with home.start("mcp", env={"CORE_TIMEOUT": "3"}, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        os.kill(home.daemon_pid, signal.SIGSTOP)
+        try:
+            ask(process, 7, "ping")
+            answer = json.loads(process.stdout.readline())
+        finally:
+            os.kill(home.daemon_pid, signal.SIGCONT)
+        assert (answer["id"], answer["error"]["code"]) == (7, -32000)
+        assert f"the daemon (pid {home.daemon_pid}) does not answer" in answer["error"]["message"]
+        ask(process, 8, "ping")
+        answer = json.loads(process.stdout.readline())
+        assert answer["id"] == 8
+        assert "does not answer" not in json.dumps(answer)
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_an_mcp_client_that_leaves_is_not_held_up(stopped: Home) -> None:
+    with stopped.start("mcp", env=IMPATIENT, stdin=subprocess.DEVNULL) as process:
+        assert process.wait(30) in (0, 75)
