@@ -63,6 +63,8 @@ class Sync:
         self._engine = engine
         self._known: dict[str, Known] = {}
         """By the path of the work tree."""
+        self._found: set[str] = set()
+        """Clones under the workspace root, as they were last looked for."""
         self._locks: dict[str, asyncio.Lock] = {}
         """By the git directory that worktrees share."""
         self._env: dict[str, str] = {}
@@ -107,7 +109,8 @@ class Sync:
         if not every:
             return LOOK_S
         now = self._engine.core.now()
-        due = [(self.next_at(path) - now).total_seconds() for path in self._paths()]
+        used = self._used()
+        due = [(self.next_at(path, used) - now).total_seconds() for path in self._paths()]
         return max(0.05, min([LOOK_S, every, *due]))
 
     async def _round(self) -> None:
@@ -117,8 +120,7 @@ class Sync:
         found = await asyncio.to_thread(
             _under, config.workspace_root(self._engine.core.settings, self._engine.core.home)
         )
-        for path in found:
-            self._known.setdefault(path, Known())
+        self._found = set(found)
         now = self._engine.core.now()
         room = asyncio.Semaphore(settings.at_once)
 
@@ -127,13 +129,14 @@ class Sync:
                 with contextlib.suppress(CoreAgentError):  # noted, and told by `repo list`
                     await self.fetch(path)
 
-        await asyncio.gather(*(one(path) for path in self._paths() if self.next_at(path) <= now))
+        used = self._used()
+        await asyncio.gather(*(one(path) for path in self._paths() if self.next_at(path, used) <= now))
 
     def _paths(self) -> set[str]:
-        return {repo.path for repo in self._engine.repos.values()} | self._known.keys()
+        return {repo.path for repo in self._engine.repos.values()} | self._found
 
-    def next_at(self, path: str) -> datetime:
-        """When the clock asks this repository's remote next."""
+    def next_at(self, path: str, used: set[str] | None = None) -> datetime:
+        """When the clock asks this repository's remote next; `used` are those of today, when that is known already."""
         now = self._engine.core.now()
         every = timedelta(minutes=self._engine.core.settings.sync.fetch_minutes)
         known = self.known(path)
@@ -144,12 +147,13 @@ class Sync:
         if known.failures:
             wait: timedelta = every * (1 << min(known.failures, 16))
             return known.asked + min(wait, max(BACKOFF_MOST, every))
-        return known.asked + (every if self._is_used(path, now) else every * UNUSED_TIMES)
+        return known.asked + (every if path in (self._used() if used is None else used) else every * UNUSED_TIMES)
 
-    def _is_used(self, path: str, now: datetime) -> bool:
-        added = (repo.added_at for repo in self._engine.repos.values() if repo.path == path)
-        given = (d.created_at for d in self._engine.board.values() if d.repo_path == path)
-        return any(now - at < UNUSED for at in (*added, *given))
+    def _used(self) -> set[str]:
+        """Repositories that were dispatched from or registered within a day: looked for once for all of them."""
+        now = self._engine.core.now()
+        added = {repo.path for repo in self._engine.repos.values() if now - repo.added_at < UNUSED}
+        return added | {d.repo_path for d in self._engine.board.values() if now - d.created_at < UNUSED}
 
     # -- one repository --------------------------------------------------------------------------------------------
 
