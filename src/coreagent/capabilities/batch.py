@@ -79,7 +79,7 @@ async def _answer(core: Core, caller: Caller, name: str, planned: Sequence[Plann
         said = "changed or untracked file of your work tree is left out"
         notes.append(plural(left_out, said, said.replace("file of", "files of").replace(" is ", " are ")))
     notes += list(dict.fromkeys(one.dispatch.settings_note for one in planned if one.dispatch.settings_note))
-    if any(one.dispatch.options.permissions == "bypass" for one in planned):
+    if any(rows.bypasses(one.dispatch) for one in planned):
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")
     return BatchReply(batch=name, tasks=told, dry_run=dry_run, notes=notes)
 

@@ -137,7 +137,12 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
         await asyncio.to_thread(lay_out, plan)
         if plan.session_id != found.session_id:
             await engine.update(found, session_id=plan.session_id)
-    told = {"CORE_AGENT_DISPATCH": found.id, "CORE_AGENT_WORKSPACE": found.workspace, "PWD": str(place.repo)}
+    told = {
+        "CORE_AGENT_DISPATCH": found.id,
+        "CORE_AGENT_TASK": found.task,
+        "CORE_AGENT_WORKSPACE": found.workspace,
+        "PWD": str(place.repo),
+    }
     told |= ports.environment(found)
     return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
 

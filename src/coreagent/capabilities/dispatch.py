@@ -333,7 +333,7 @@ def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
         one = "changed or untracked file of your work tree is left out; --with-changes carries it"
         more = "changed or untracked files of your work tree are left out; --with-changes carries them"
         notes.append(plural(made.left_out, one, more))
-    if made.options.permissions == "bypass":
+    if rows.bypasses(made):
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")
     notes += [note for note in (made.base_note, made.settings_note) if note]
     notes += rows.warnings(core.engine)

@@ -28,6 +28,9 @@ TASK_SHOWN = 120
 QUEUED_SHOWN = 200
 """How many of those that wait `status` shows."""
 QUEUED_MOST = 1000
+NAMED = 5
+ASK_NOBODY = ("command", "scripted")
+"""Runners to which permissions mean nothing, so that no consent is asked for either."""
 
 
 def needs_me(dispatch: Dispatch) -> bool:
@@ -39,6 +42,11 @@ def needs_me(dispatch: Dispatch) -> bool:
     return dispatch.state is State.COMPLETED and not (
         dispatch.reason is Reason.NO_CHANGES and dispatch.options.expect == "none"
     )
+
+
+def bypasses(dispatch: Dispatch) -> bool:
+    """Whether its agent runs without asking because its person agreed: programs and scripts know no permissions."""
+    return dispatch.options.permissions == "bypass" and dispatch.runner not in ASK_NOBODY
 
 
 def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) -> WorkspaceRow:
@@ -67,7 +75,7 @@ def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) ->
         agent=dispatch.agent,
         pool=dispatch.pool,
         model=dispatch.model or (outcome.model if outcome else ""),
-        bypass=dispatch.options.permissions == "bypass",
+        bypass=bypasses(dispatch),
         branch=dispatch.branch,
         task=(dispatch.task.splitlines() or [""])[0][:TASK_SHOWN],
         priority=dispatch.priority,
@@ -110,7 +118,7 @@ def report(engine: Engine, everything: bool = False, only: Dispatch | None = Non
         shown = [*board.active.values(), *soonest, *(d for d in board.resting.values() if everything or needs_me(d))]
     shown.sort(key=lambda d: (d.created_at, d.id))
     rows = [row(engine, d, held_up(engine, d, facts)) for d in shown]
-    said = [*warnings(engine), *dict.fromkeys(d.settings_note for d in shown if d.settings_note)]
+    said = [*warnings(engine), *_made_without(shown)]
     hidden = 0 if only is not None else len(board.queued) - sum(d.state is State.QUEUED for d in shown)
     return StatusReport(
         counts=Counts(**counted), workspaces=rows, queued_hidden=hidden, pools=pools(engine), warnings=said
@@ -161,6 +169,25 @@ def pool_row(engine: Engine, name: str, facts: claim.Facts) -> PoolRow:
             if w.resets_at > facts.now
         ],
     )
+
+
+def _made_without(shown: list[Dispatch]) -> list[str]:
+    """Which open workspaces lack what their repository wanted for them; to trust it now does not change them."""
+    lacking: dict[str, list[str]] = {}
+    for dispatch in shown:
+        if dispatch.settings_note and dispatch.fate is Fate.OPEN and not dispatch.workspace_gone:
+            lacking.setdefault(dispatch.settings_note, []).append(dispatch.name)
+    said = []
+    for note, names in lacking.items():
+        what, _, why = note.partition(": ")
+        who = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        if what.startswith("without "):
+            was = "was" if len(names) == 1 else "were"
+            why = why.partition(";")[0].replace(" are not trusted", " were not trusted then")
+            said.append(f"{who} {was} prepared {what}: {why}")
+        else:
+            said.append(f"{who}: {note}")
+    return said
 
 
 def warnings(engine: Engine) -> list[str]:

@@ -127,8 +127,8 @@ def wait_batch(batch: str, as_json: bool, limit_s: float | None = None, *, at: P
         return EXIT_INTERRUPTED
     if not as_json:
         say(batch_views.end_lines(batch, rows, terminal().width, paint()))
-    codes = {views.exit_code(row.state) for row in rows}
-    return next((code for code in (10, 11, 12) if code in codes), 0)
+    codes = {views.exit_code(row.state, row.harvest_reason) for row in rows}
+    return next((code for code in (10, 11, 12, 1) if code in codes), 0)
 
 
 def _first_and(ticks: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:

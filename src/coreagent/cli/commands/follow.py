@@ -119,7 +119,7 @@ def wait(
                     hint=f"it goes on; core-agent logs -f {row.workspace} follows it",
                 )
         follower.end(row)
-        return answer.exit_code(row.state)
+        return answer.exit_code(row.state, row.harvest_reason)
     except ClientGone:
         raise
     except KeyboardInterrupt:

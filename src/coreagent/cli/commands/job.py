@@ -125,9 +125,9 @@ def dispatch(
     """Give a task to an agent in a workspace of its own.
 
     With --file, --count or --agents several, which belong together: `compare` and `wait` know them by the batch's name.
-    Returns at once with the workspace's name. With --wait: exit code 0 completed, 10 failed, 11 blocked or paused,
-    12 cancelled, 75 when --wait-timeout ran out. With --wait --json: JSON Lines, first the answer, then one workspace
-    row per change.
+    Returns at once with the workspace's name. With --wait: exit code 0 completed, 1 completed but not brought to its
+    branch, 10 failed, 11 blocked or paused, 12 cancelled, 75 when --wait-timeout ran out. With --wait --json: JSON
+    Lines, first the answer, then one workspace row per change.
     """
     arguments: dict[str, Any] = {
         "task": text_of(task),

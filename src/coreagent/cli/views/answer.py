@@ -36,6 +36,8 @@ from coreagent.models.report import (
 )
 from coreagent.plural import plural
 
+NOT_BROUGHT_HOME = 1
+
 
 def dispatch_lines(reply: DispatchReply, width: int, paint: Paint, *, next_steps: bool = True) -> list[str]:
     """What became of a task: its workspace's name first, alone on its line for whoever copies it."""
@@ -231,8 +233,13 @@ def stop_lines(reply: StopReply, paint: Paint) -> list[str]:
     return [paint.bold("stopped")]
 
 
-def exit_code(state: State) -> int:
-    """What `--wait` leaves the shell with; what is queued and at rest waits for a person."""
+def exit_code(state: State, harvest_reason: str = "") -> int:
+    """What `--wait` leaves the shell with; what is queued and at rest waits for a person.
+
+    `harvest_reason` is why the work of a completed one is not on its branch: a script must not go on as if it were.
+    """
+    if state is State.COMPLETED and harvest_reason:
+        return NOT_BROUGHT_HOME
     return {State.COMPLETED: 0, State.FAILED: 10, State.CANCELLED: 12}.get(state, 11)
 
 

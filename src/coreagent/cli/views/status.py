@@ -331,6 +331,8 @@ def hint_lines(report: StatusReport, width: int, paint: Paint) -> list[str]:
             hints = [f'core-agent resume {name} --answer "..."']
         case State.COMPLETED if first.harvest_reason:
             hints = [f"core-agent why {name}", *([f"core-agent rescue apply {name}"] if first.files else [])]
+        case State.COMPLETED if first.reason is Reason.NO_CHANGES:
+            hints = [f"core-agent logs {name}", f'core-agent resume {name} "also do ..."']
         case State.COMPLETED:
             hints = [f"core-agent diff {name}", f"core-agent accept {name}"]
         case State.PAUSED:
