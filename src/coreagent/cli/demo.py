@@ -120,6 +120,10 @@ class _Demo:
         except CoreAgentError:
             self.keep = self.keep and "workspace" in self.told  # refused at the door: there is nothing to look at
             raise
+        except KeyboardInterrupt:
+            if self.keep:
+                say([f"the demo's repository stays in {repo}"], err=True)
+            raise
         finally:
             if parent is not None and not self.keep:
                 self._forget()

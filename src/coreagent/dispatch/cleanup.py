@@ -7,6 +7,7 @@ accepted is kept until then, and even then its tip stays under a rescue ref in t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -81,7 +82,17 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     core.crash_point("before-archive")
     await asyncio.to_thread(archive_meta, place, archive)
     core.crash_point("archived")
-    await asyncio.to_thread(remove_tree, place.root)
+    try:
+        await asyncio.to_thread(remove_tree, place.root)
+    except OSError as error:
+        raise CoreAgentError(
+            "workspace_busy",
+            f"{dispatch.workspace} cannot be deleted: {error.strerror or error}",
+            cause=f"{error.filename or place.root} (its work is kept)",
+            hint="is it made immutable (lsattr, chattr -R -i), or another user's? "
+            f"then core-agent workspace clean {dispatch.name}",
+            data={"workspace": dispatch.workspace, "path": str(error.filename or place.root)},
+        ) from error
     await asyncio.to_thread(_forget, core.home, dispatch.id)
     core.crash_point("workspace-removed")
     return await engine.update(dispatch, extra=extra or (), workspace_gone=True, teardown_note=note)
@@ -149,7 +160,12 @@ def remove_tree(root: Path) -> None:
     # Renamed first, so that a half-deleted tree never looks like a workspace.
     going = root.with_name(f".going-{root.name}-{os.getpid()}")
     os.replace(root, going)
-    shutil.rmtree(going, onerror=make_writable)
+    try:
+        shutil.rmtree(going, onerror=make_writable)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.replace(going, root)  # what cannot be deleted is looked for again where it was
+        raise
 
 
 def set_aside(cache: Path) -> Path | None:
