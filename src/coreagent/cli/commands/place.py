@@ -64,6 +64,7 @@ def attach(
     session().own_process()
     here = terminal()
     if not (dry_run or as_json or here.interactive):
+        session().call("workspace.show", workspace=workspace)  # that there is none such is the first thing to know
         raise CoreAgentError("no_terminal", "attach needs a terminal", hint="core-agent logs -f follows without one")
     plan: AttachReply = session().call("attach.plan", workspace=workspace, dry_run=dry_run or as_json)
     if dry_run or as_json:
