@@ -142,6 +142,7 @@ def say(*argv: str, stdin: str = "", interactive: bool = False, cwd: str = "/her
         ("workspace list", "workspace.list", {}),
         ("workspace clean x --dry-run", "workspace.clean", {"workspace": "x", "dry_run": True}),
         ("repo add sub --org o --name n", "repo.add", {"path": "/here/sub", "org": "o", "name": "n"}),
+        ("repo add --own", "repo.add", {"path": "/here", "org": "", "name": "", "managed": False}),
         ("repo list", "repo.list", {}),
         ("repo remove core/app", "repo.remove", {"repo": "core/app"}),
         ("repo remove ./sub", "repo.remove", {"repo": "/here/sub"}),
@@ -177,6 +178,7 @@ def test_dispatch_sends_everything_it_was_told() -> None:
         "persona": "q", "variables": {"a": "1", "b": "x=y"}, "issue": 7, "pr": None, "branch": "b", "tag": None,
         "priority": 3, "timeout_s": 5400.0, "idle_timeout_s": 90.0, "expect": "none", "permissions": "bypass",
         "with_changes": True, "ephemeral": True, "args": ["--max-turns", "5"], "script": "", "dry_run": True,
+        "fetch": False, "after": [], "on_top": False, "escalate": False,
     }  # fmt: skip
 
 

@@ -162,7 +162,8 @@ def repo_add(
     as_json: Json = False,
 ) -> None:
     """Register a repository under a name."""
-    row = session().call("repo.add", path=terminal().path(path or "."), org=org, name=name, managed=managed)
+    told = {} if managed is None else {"managed": managed}
+    row = session().call("repo.add", path=terminal().path(path or "."), org=org, name=name, **told)
     answer(row, as_json, lambda t: listing.repo_lines([row], t.width, paint(), now()))
 
 
