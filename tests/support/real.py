@@ -55,7 +55,7 @@ def require(name: str) -> str:
     path = find(name)
     if path:
         return path
-    message = f"the {name} CLI is missing: run `scripts/install-agents`, or set CORE_AGENT_{name.upper()} to the program"
+    message = f"the {name} CLI is missing: run `scripts/install-agents`, or set CORE_AGENT_{name.upper()} to it"
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)
