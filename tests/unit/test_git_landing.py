@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.support.git_room import Room, fingerprint, make_room, make_user, sh, 
 
 from coreagent.errors import CoreAgentError
 from coreagent.git.harvest import harvest
-from coreagent.git.landing import land
+from coreagent.git.landing import _undo, land
 
 
 @pytest.fixture
@@ -191,3 +192,11 @@ def test_hooks_of_the_user_do_not_run(ready: tuple[Room, str], tmp_path: Path) -
         write(room.user, f".git/hooks/{hook}", f"#!/bin/sh\ntouch {tmp_path}/ran\n").chmod(0o755)
     land(room.cache, room.user, "agent/job", "main", sha, "merge", "m")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_undo_of_a_directory_with_a_newline_is_one_line_and_one_word() -> None:
+    for name in ("a\nb", "it's\t\\x", "plain", "two words", "\udcff"):
+        command = _undo(Path("/tmp", name), [Path("/tmp", name)], "refs/heads/main", "1" * 40, "2" * 40)
+        assert "\n" not in command
+        words = subprocess.run(["bash", "-c", "printf '%s\\0' " + command], capture_output=True, check=True).stdout
+        assert words.split(b"\0")[2] == b"/tmp/" + os.fsencode(name)

@@ -196,8 +196,17 @@ def undo(user_top: Path, onto: str, before: str, after: str) -> str:
 
 def _undo(user_top: Path, places: list[Path], name: str, before: str, after: str) -> str:
     if places:
-        return f"git -C {shlex.quote(str(places[0]))} reset --keep {before}"
-    return f"git -C {shlex.quote(str(user_top))} update-ref {shlex.quote(name)} {before} {after}"
+        return f"git -C {_word(places[0])} reset --keep {before}"
+    return f"git -C {_word(user_top)} update-ref {shlex.quote(name)} {before} {after}"
+
+
+def _word(path: Path) -> str:
+    """A path as one word of a shell, in one line that survives a terminal: control characters as `$'..'` has them."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else "".join(f"\\{b:03o}" for b in os.fsencode(c)) for c in plain) + "'"
 
 
 def user_identity(user_top: Path, env: Mapping[str, str]) -> tuple[Author, Author]:
