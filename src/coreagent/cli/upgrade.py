@@ -25,7 +25,7 @@ from coreagent import installation, paths, procfs, wire
 from coreagent.capability import Caller
 from coreagent.cli.session import ask
 from coreagent.daemon import house
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, told
 from coreagent.installation import PROGRAM, RECORD, Installation
 from coreagent.models.report import StoreCopy
 from coreagent.plainfile import write_plain
@@ -167,7 +167,7 @@ class Upgrade:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise CoreAgentError("upgrade_failed", f"{words[0]} could not do its part", cause=str(error)) from None
+            raise CoreAgentError("upgrade_failed", f"{words[0]} could not do its part", cause=told(error)) from None
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
             shown = next((line for line in lines if "ERROR" in line), lines[-1])
