@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from coreagent.errors import CoreAgentError
+
 INTERRUPTED = 130
 CANNOT_WRITE = 1
 TRIES = 8
@@ -375,7 +377,13 @@ def mcp() -> int:
     home = paths.home()
     if not home:
         return homeless()
-    return Pump(reach, lambda data: write(1, data)).run()
+
+    def silence(pid: int) -> "CoreAgentError":
+        from coreagent.cli.session import silent
+
+        return silent(pid)
+
+    return Pump(reach, lambda data: write(1, data), silence).run()
 
 
 def homeless() -> int:

@@ -13,6 +13,10 @@ from collections.abc import Callable
 
 from coreagent import wire
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from coreagent.errors import CoreAgentError
+
 PIECE = 65536
 MESSAGE_MAX = 8 << 20
 """Bytes of one message from a client; the largest argument is a task's text."""
@@ -85,9 +89,14 @@ class Pump:
     """One MCP client for as long as it lives. `reach` connects and says who asks, or raises."""
 
     def __init__(
-        self, reach: "Callable[[], _socket.socket]", write: "Callable[[bytes], None]", source: int = 0
+        self,
+        reach: "Callable[[], _socket.socket]",
+        write: "Callable[[bytes], None]",
+        silent: "Callable[[int], CoreAgentError]",
+        source: int = 0,
     ) -> None:
         self._reach = reach
+        self._silent = silent
         self._write = write
         self._source = source
         self._sock: _socket.socket | None = None
@@ -144,9 +153,7 @@ class Pump:
         if self._answers():
             self._word_at = os.times().elapsed
             return
-        from coreagent.cli.session import silent
-
-        error = silent(pid)
+        error = self._silent(pid)
         self._sock.close()
         self._sock, self._unsent = None, b""
         for identity in list(self._open):
