@@ -152,7 +152,7 @@ class Line:
         """A daemon that works says so within a second: say that this one does not, and give up in the end."""
         pid = wire.peer(self.sock)[0]
         if os.times().elapsed - self._since >= self._patience:
-            from coreagent.cli.session import silent
+            from coreagent.errors import silent
 
             raise silent(pid)
         if not self._told and not self._heard:
@@ -268,7 +268,7 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
             wait_at_most(sock, 0)
         except BlockingIOError:
             sock.close()
-            from coreagent.cli.session import silent
+            from coreagent.errors import silent
             from coreagent.daemon.house import holder
 
             raise silent(holder(home)) from None  # so many wait already that we are not even heard
@@ -379,7 +379,7 @@ def mcp() -> int:
         return homeless()
 
     def silence(pid: int) -> "CoreAgentError":
-        from coreagent.cli.session import silent
+        from coreagent.errors import silent
 
         return silent(pid)
 

@@ -253,3 +253,12 @@ class CoreAgentError(Exception):
             cause=str(error.get("cause", "")),
             data=error.get("data") or {},
         )
+
+
+def silent(pid: int) -> CoreAgentError:
+    """The daemon is there and says nothing at all."""
+    return CoreAgentError(
+        "daemon_silent",
+        f"the daemon (pid {pid}) does not answer",
+        hint=f"core-agent daemon logs; kill -9 {pid} ends it: agents go on, and the next command starts another one",
+    )

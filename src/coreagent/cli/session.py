@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from coreagent import paths, wire
 from coreagent.capability import REGISTRY, Caller, call
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, silent
 
 if TYPE_CHECKING:
     from coreagent.core import Core
@@ -282,15 +282,6 @@ def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> di
     except (OSError, wire.BadFrame) as error:
         raise _gone(str(error)) from None
     raise _gone("the connection was closed")
-
-
-def silent(pid: int) -> CoreAgentError:
-    """The daemon is there and says nothing at all."""
-    return CoreAgentError(
-        "daemon_silent",
-        f"the daemon (pid {pid}) does not answer",
-        hint=f"core-agent daemon logs; kill -9 {pid} ends it: agents go on, and the next command starts another one",
-    )
 
 
 def _gone(cause: str) -> CoreAgentError:

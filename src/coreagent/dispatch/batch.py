@@ -74,7 +74,7 @@ def request_of(entry: TaskEntry, options: Options, name: str = "") -> Request:
 
 @contextlib.asynccontextmanager
 async def looking(engine: Engine) -> AsyncIterator[list[Planned]]:
-    """A list of what is planned; names in it are taken until they are queued, and settings forgotten if they never are."""
+    """A list of what is planned: names in it are taken until they are queued, settings forgotten if they never are."""
     planned: list[Planned] = []
     # One at a time: what was found free for one must still be free when it is queued.
     async with _planning.setdefault(engine, asyncio.Lock()):

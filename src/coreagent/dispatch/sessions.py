@@ -38,9 +38,11 @@ def find(env: Mapping[str, str], directory: Path, wanted: str = "") -> Session |
     found: list[tuple[int, Session]] = []
     for name in {str(directory), os.path.realpath(directory)}:
         place = Path(root, "projects", slug(name))
-        for file in place.glob("*.jsonl") if place.is_dir() else ():
-            if _ID.fullmatch(file.stem) and file.is_file() and wanted in ("", file.stem):
-                found.append((file.stat().st_mtime_ns, Session(file.stem, file)))
+        found += [
+            (file.stat().st_mtime_ns, Session(file.stem, file))
+            for file in (place.glob("*.jsonl") if place.is_dir() else ())
+            if _ID.fullmatch(file.stem) and file.is_file() and wanted in ("", file.stem)
+        ]
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
