@@ -268,8 +268,8 @@ def connect(home: str, start: bool = True) -> "_socket.socket | None":
             wait_at_most(sock, 0)
         except BlockingIOError:
             sock.close()
-            from coreagent.errors import silent
             from coreagent.daemon.house import holder
+            from coreagent.errors import silent
 
             raise silent(holder(home)) from None  # so many wait already that we are not even heard
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
