@@ -154,7 +154,10 @@ def parked_sessions_go_on_once(record: Record, unparked: list[datetime]) -> int:
             assert two.kind == "resume"
             resets_at = one.outcome.resets_at
             if resets_at is not None and not any(one.ended_at <= at <= two.claimed_at for at in unparked):
-                assert two.claimed_at.timestamp() >= resets_at - 1, f"{dispatch_id} went on before its reset"
+                early = resets_at - two.claimed_at.timestamp()
+                assert early <= 1, (
+                    f"{one.pool}: {dispatch_id} of {one.ended_at:%d %H:%M:%S} went on {early:.0f} s early"
+                )
         if ran and ran[-1].reason is Reason.RATE_LIMIT:
             raise AssertionError(f"{dispatch_id} was never resumed")
     return parked

@@ -234,8 +234,8 @@ class Life:
         for _ in range(200):
             park = self.engine.pools.parks.get(pool)
             if park is not None and park.until > self.core.now() + timedelta(minutes=10):
-                await self._ask("queue.start", pool=pool)
                 self.week.unparked.append(self.clock.true())
+                await self._ask("queue.start", pool=pool)
                 return
             await asyncio.sleep(300)
 
