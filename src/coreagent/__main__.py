@@ -460,15 +460,12 @@ def tell(error: "object") -> int:
 def decide(argv: "list[str]") -> int:
     if os.environ.get(COMPLETE):
         code = ask(argv, start=False) if paths.home() else None
-        if code is None:
-            here(argv)
-        return code
+        return here(argv) if code is None else code
     if wire.runs_here(argv):
         here(argv)
     if argv == ["mcp"]:
         return mcp()
-    code = ask(argv)
-    return 0 if code is None else code
+    return ask(argv) or 0
 
 
 def guarded(work: "Callable[[], int]") -> int:

@@ -145,6 +145,8 @@ HINTS: Final[dict[str, str]] = {
     "daemon_newer": "core-agent daemon restart with the newer program; running agents go on",
     "daemon_silent": "core-agent daemon logs; is the machine very busy, or the daemon stopped? kill -9 ends it",
     "daemon_unreachable": "core-agent daemon logs; core-agent daemon restart",
+    "dirty_checkout": "commit or move it yourself, then try again",
+    "fetch_failed": "core-agent repo list shows which remotes fail; try git fetch there yourself",
     "foreign_user": "use a home of your own: set CORE_HOME",
     "git_failed": _GIT,
     "home_unsafe": "move it away, or set CORE_HOME to another directory",
