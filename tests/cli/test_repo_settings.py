@@ -48,7 +48,8 @@ def test_what_is_left_out_is_told_until_a_person_trusts_it(home: Home) -> None:
     assert "core-agent repo trust local/repo" in note
     home.run("watch", "one", "--once", "--timeout", "20s", code=None)
     assert note in home.json("why", "one")["facts"]
-    assert note in home.json("status", "--all")["warnings"]
+    (warning,) = home.json("status", "--all")["warnings"]
+    assert warning.startswith("one was prepared without the setup hook and command own of local/repo")
     refused = home.run("dispatch", "x", "-a", "command:own", cwd=repo, code=None)
     assert "E8002" in refused.err
     assert "core-agent repo trust" in refused.err

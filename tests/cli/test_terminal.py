@@ -19,7 +19,8 @@ from coreagent.cli.terminal import Terminal, channel, clean, terminal
 
 CLI = Path(terminals.__file__).parent
 # Where the line between a command and the process is drawn, these are the ones that may cross it.
-EDGE = {"run.py", "session.py", "terminal.py"}
+# `selfcheck` is no command: it is a program of its own that a new release is tried with.
+EDGE = {"run.py", "selfcheck.py", "session.py", "terminal.py"}
 # Commands that only ever run in the person's own process (wire.OWN_PROCESS) may replace it.
 FORBIDDEN = {
     "sys.stdin": "terminal().stdin",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from coreagent.cli.commands.option import Json, answer, paint, say, to_json
 from coreagent.cli.door import no_agent
 from coreagent.cli.session import session
+from coreagent.cli.terminal import terminal
 from coreagent.cli.views.text import one_line, wrap
 from coreagent.daemon.service import Service, ServiceReport
 from coreagent.errors import CoreAgentError
@@ -44,7 +44,7 @@ def _service() -> Service:
     session().own_process()
     if not session().home:
         raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
-    return Service(session().home, os.environ)
+    return Service(session().home, terminal().env)
 
 
 def _lines(report: ServiceReport, width: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +41,7 @@ def upgrade(
             terminal().out.flush()
 
     path = terminal().path(source) if source else ""
-    chosen = Upgrade(session().home, os.environ, tell)
+    chosen = Upgrade(session().home, terminal().env, tell)
     report = chosen.back() if rollback else chosen.forward(path if source and Path(path).exists() else source)
     answer(report, as_json, lambda t: _lines(report))
 
