@@ -87,7 +87,7 @@ def test_open_starts_the_persons_editor_in_the_checkout(home: Home) -> None:
     editor = home.user / "my editor"
     editor.write_text('#!/bin/sh\nprintf "%s\\n" "$PWD" "$@" > "$HOME/opened"\nexit 3\n')
     editor.chmod(editor.stat().st_mode | stat.S_IXUSR)
-    home.run("open", "one", env={"EDITOR": f"'{editor}' --wait"}, code=3)
+    home.run("open", "one", "--editor", f"'{editor}' --wait", code=3)
     directory = home.run("open", "one", "--path").out.strip()
     assert (home.user / "opened").read_text().splitlines() == [directory, "--wait", directory]
     assert (Path(directory) / "a").read_text() == "x"
