@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coreagent.daemon.launch import ended
+
 LIMIT_S = 60.0
 SETTINGS = """\
 version: 1
@@ -186,6 +188,8 @@ class Stage:
         daemon = self.ask("daemon", "status")["pid"]
         for pid in (daemon, row["pid"]):
             os.kill(pid, signal.SIGKILL)
+        if not ended(daemon, LIMIT_S):  # until it is gone it may still take a connection, and answer nothing
+            raise Failed(f"the daemon (pid {daemon}) cannot be killed")
         rows = self.until({"ghost": "failed"})
         if rows["ghost"]["reason"] != "died" or rows["ghost"]["pid"]:
             raise Failed(f"what died is told as {rows['ghost']['reason']}")
