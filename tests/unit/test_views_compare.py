@@ -17,7 +17,7 @@ from coreagent.models.batch import (
     CompareReport,
     CompareRow,
     PickReply,
-    Tests,
+    TrialResult,
 )
 from coreagent.models.dispatch import Fate, State
 from coreagent.models.report import AcceptReply, MoveReply
@@ -40,7 +40,7 @@ def batch(**more: object) -> BatchReply:
 
 def every_view(width: int) -> dict[str, list[str]]:
     paint = Paint(False)
-    tests = Tests(verdict="failed", exit_code=3, seconds=70, tail=[EVIL, "x" * 300])
+    tests = TrialResult(verdict="failed", exit_code=3, seconds=70, tail=[EVIL, "x" * 300])
     report = CompareReport(batch=EVIL, rows=[row(), row(tests=tests, same_as=EVIL)], notes=[EVIL])
     landed = AcceptReply(workspace=EVIL, strategy="merge", onto=EVIL, before="a" * 40, after="b" * 40, undo=EVIL)
     gone = MoveReply(workspace=EVIL, state=State.FAILED, note=EVIL)

@@ -21,7 +21,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
 from coreagent.git import landing as git_landing
 from coreagent.git.run import environment, git
-from coreagent.models.batch import CompareReport, CompareRow, PickReply, Tests
+from coreagent.models.batch import CompareReport, CompareRow, PickReply, TrialResult
 from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, State
 from coreagent.models.report import MoveReply
 from coreagent.plural import plural
@@ -135,11 +135,11 @@ async def _tested(
 ) -> list[CompareRow]:
     """Run the command for each result, one after the other; the same changes are tried once."""
     left = threading.Event()
-    tested: dict[str, Tests] = {}
+    tested: dict[str, TrialResult] = {}
     answers = []
     try:
         for one, row in zip(found, shown, strict=True):
-            tests = tested.get(row.same_as) or Tests()
+            tests = tested.get(row.same_as) or TrialResult()
             if row.sha and not row.same_as:
                 tests = await asyncio.to_thread(
                     trial.run,

@@ -21,7 +21,7 @@ from coreagent import attempts
 from coreagent.dispatch import cleanup
 from coreagent.errors import told
 from coreagent.git.checkout import fill
-from coreagent.models.batch import Tests
+from coreagent.models.batch import TrialResult
 
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TERM")
 TAIL_LINES = 8
@@ -45,7 +45,7 @@ def run(
     timeout_s: float,
     unwanted: Callable[[], bool],
     root: Path,
-) -> Tests:
+) -> TrialResult:
     """Run a command in a clean checkout of a commit below `root`, and tell how it ended. Blocking.
 
     `unwanted` is asked while it runs. Raises: git_failed, no_space.
@@ -65,7 +65,7 @@ def run(
 
 def _run(
     tree: Path, command: str, env: dict[str, str], said: Path, timeout_s: float, unwanted: Callable[[], bool]
-) -> Tests:
+) -> TrialResult:
     began = time.monotonic()
     with said.open("wb") as out:
         try:
@@ -79,7 +79,7 @@ def _run(
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            return Tests(verdict="error", tail=[told(error)])
+            return TrialResult(verdict="error", tail=[told(error)])
         late = _ended(child, began + timeout_s, unwanted)
         if late:
             with suppress(ProcessLookupError, PermissionError):
@@ -87,10 +87,10 @@ def _run(
             child.wait()
     took = round(time.monotonic() - began, 3)
     if late:
-        return Tests(verdict="timeout", seconds=took, tail=_tail(said))
+        return TrialResult(verdict="timeout", seconds=took, tail=_tail(said))
     code = child.returncode if child.returncode >= 0 else 128 - child.returncode
     verdict = "passed" if code == 0 else "error" if code in (126, 127) else "failed"
-    return Tests.model_validate({"verdict": verdict, "exit_code": code, "seconds": took, "tail": _tail(said)})
+    return TrialResult.model_validate({"verdict": verdict, "exit_code": code, "seconds": took, "tail": _tail(said)})
 
 
 def _ended(child: subprocess.Popen[bytes], deadline: float, unwanted: Callable[[], bool]) -> bool:

@@ -135,7 +135,7 @@ class BatchReply(BaseModel):
     notes: list[str] = Field(default_factory=list)
 
 
-class Tests(BaseModel):
+class TrialResult(BaseModel):
     """What is known of the tests of one result."""
 
     verdict: Literal["unknown", "passed", "failed", "timeout", "error"] = "unknown"
@@ -161,7 +161,7 @@ class CompareRow(BaseModel):
     files: int = 0
     insertions: int = 0
     deletions: int = 0
-    tests: Tests = Tests()
+    tests: TrialResult = TrialResult()
     cost: Cost = Cost()
     tokens: int = 0
     worked_s: float | None = None
