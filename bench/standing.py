@@ -86,12 +86,16 @@ def finished(number: int, top: str, at: datetime) -> tuple[Dispatch, Attempt]:
     return one, attempt
 
 
+SETTLED_S = 5
+"""A daemon that was started starts to watch its settings and gives memory back; only then is it idle."""
+
+
 def idle(seconds: float) -> Row:
     """Processor time of a daemon that nobody asks for anything, and its memory before the first MCP client."""
     with person() as me:
         pid = me.warm()
         me.run("status")
-        time.sleep(1)
+        time.sleep(SETTLED_S)
         before, began = busy(pid), time.monotonic()
         time.sleep(seconds)
         share = (busy(pid) - before) / (time.monotonic() - began) * 100
