@@ -85,7 +85,7 @@ def test_what_is_left_out_is_counted_all_the_same(home: Home) -> None:
     world.settle()
     assert (place(home, "two") / "README.md").read_text() == "hello\n"
     prompt = (place(home, "two").parent / ".meta" / "prompt.md").read_text()
-    assert "2 uncommitted file(s)" in prompt
+    assert "not committed is not in your checkout" in prompt
     assert "2 " in " ".join(home.json("why", "two")["facts"])
     assert home.json("dispatch", "x", "--dry-run", cwd=world.repo)["left_out"] == 2
     assert (world.dispatch("three", "--with-changes") or {})["left_out"] == 0

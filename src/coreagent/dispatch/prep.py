@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreagent import paths, runners
 from coreagent.dispatch import cleanup, hook, ports, prompt, stack
@@ -68,17 +68,17 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     if hooked:
         note = await hook.run_setup(engine, dispatch, attempt, place, base)
         await asyncio.to_thread(_mark_prepared, core, place, dispatch, made)
-    skipped = engine.settings_of(dispatch).skipped  # a person may have trusted them meanwhile
-    if (made.start, made.left_out, note, skipped) == (
-        dispatch.base_sha,
-        dispatch.left_out,
-        dispatch.setup_note,
-        dispatch.settings_note,
-    ):
+    found: dict[str, Any] = {
+        "start_sha": made.start,
+        "setup_note": note,
+        "settings_note": engine.settings_of(dispatch).skipped,  # a person may have trusted them meanwhile
+    }
+    if base.counting is None:  # else whoever queued it tells the number
+        found["left_out"] = made.left_out
+    known = dispatch.model_copy(update={"start_sha": dispatch.start_sha or dispatch.base_sha})
+    if all(getattr(known, name) == value for name, value in found.items()):
         return engine.board[dispatch.id]  # the row says so already: no need to wait for the disk
-    return await engine.update(
-        dispatch, start_sha=made.start, left_out=made.left_out, setup_note=note, settings_note=skipped
-    )
+    return await engine.update(dispatch, **found)
 
 
 def _make(
@@ -96,10 +96,6 @@ def _make(
     if dispatch.options.adopted:
         made = replace(made, start=dispatch.base_sha)  # what was there already is the work, not what it began from
     core.crash_point("checked-out")
-    if base.counting is not None:
-        base = base.counted()
-        made = replace(made, left_out=base.dirty)
-        dispatch = dispatch.model_copy(update={"left_out": base.dirty})
     text = _prompt(core, dispatch, template, recent_commits(base.git_dir, base.sha))
     core.mark("rendered")
     _write_files(place, text, runners.load(dispatch.runner).context_file)
@@ -236,7 +232,7 @@ def _prompt(core: Core, dispatch: Dispatch, template: str, git_log: tuple[str, .
         variables=options.variables,
         expect_changes=options.expect == "changes",
         immutable=options.tag is not None,
-        left_out=dispatch.left_out,
+        carried=options.with_changes,
         git_log=git_log,
         home=core.home,
     )

@@ -60,7 +60,8 @@ class PromptFacts:
     expect_changes: bool = True
     immutable: bool = False
     """Started from a tag: nothing is harvested."""
-    left_out: int = 0
+    carried: bool = False
+    """What the person has not committed was taken along."""
     """Dirty files of the person's tree that this checkout does not have."""
     budget: int = DEFAULT_BUDGET
     home: str = ""
@@ -180,8 +181,8 @@ def _repository(facts: PromptFacts) -> _Section | None:
         ("Started from", facts.base_ref),
     ]
     said = "\n".join(f"- {label}: {' '.join(_shown(value).split())}" for label, value in names if value)
-    if facts.left_out:
-        said += f"\n- {facts.left_out} uncommitted file(s) of the person's own checkout are not in yours."
+    if said and not facts.carried:
+        said += "\n- What the person has not committed is not in your checkout."
     return _Section("Repository", said.strip()) if said else None
 
 

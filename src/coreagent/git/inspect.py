@@ -105,7 +105,9 @@ def glance(path: Path, count: Callable[[Callable[[], int]], Future[int]]) -> Bas
         return None
 
     def dirty() -> int:
-        with _status(path) as scan:
+        with _status(path, "-c", "core.preloadIndex=false") as scan:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, scan.pid, ASIDE_NICE)
             done = _finish(scan)
         if done.code != 0:
             raise failure(["status"], done)
@@ -125,6 +127,9 @@ def glance(path: Path, count: Callable[[Callable[[], int]], Future[int]]) -> Bas
         counting=count(dirty),
     )
 
+
+ASIDE_NICE = 10
+"""A scan that nothing waits for but an answer's last line gives way to the task's start."""
 
 _Signature = tuple[tuple[int, ...], ...]
 _known: dict[str, tuple[_Signature, list[str]]] = {}
@@ -201,8 +206,9 @@ def resolve(git_dir: Path, name: str) -> str:
     return done.text if done.code == 0 else ""
 
 
-def _status(path: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+def _status(path: Path, *before: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     return start(
+        *before,
         "status",
         "--porcelain=v2",
         "--branch",
