@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,16 @@ def test_known_agents_get_their_own_key_and_home_and_nobody_elses(launch: Launch
     assert plan.copies == ((f"{launch.env['HOME']}/.codex/auth.json", f"{launch.config_home}/auth.json"),)
     assert (plan.acp["model"], plan.acp["auth"], plan.acp["permissions"]) == ("gpt-5.5", "", "edits")
     assert plan.stdin == b"\n/fix it"  # no command of the agent
+    (Path(launch.env["HOME"]) / ".codex/auth.json").unlink()
+    plan = Acp().plan(replace(launch, model="codex:gpt-5.5"))
+    assert plan.acp is not None and plan.acp["auth"] == "api-key" and plan.env["CODEX_API_KEY"]
+    config_file, text = plan.files[0]
+    assert config_file == f"{launch.config_home}/config.toml"
+    said = tomllib.loads(text.decode())
+    assert said["model_provider"] == "core-agent" and said["model_providers"]["core-agent"]["stream_max_retries"] == 2
+    assert said["features"]["apps"] is False
+    plan = Acp().plan(replace(launch, model="codex", config_home=""))
+    assert plan.acp is not None and plan.acp["auth"] == "" and not plan.files  # it would write it into the person's own
     plan = Acp().plan(replace(launch, model="gemini", config_home=""))
     assert plan.acp is not None and plan.acp["auth"] == "gemini-api-key"
     assert "GEMINI_CLI_HOME" not in plan.env and not plan.copies and not plan.seeds

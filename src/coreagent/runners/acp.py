@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
 from coreagent.paths import VERSION
-from coreagent.runners import opencode, program
+from coreagent.runners import codex, opencode, program
 from coreagent.runners.acp_stream import AcpParser
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, which, word
 
@@ -129,7 +129,7 @@ class Acp(Runner):
             "readable": [f"{launch.workspace_dir}/{name}" for name in ("specs", "CODEX.md", "AGENTS.md")],
             "mode": own.mode if own is not None else "",
             "model": word(model or (own.model if own is not None else ""), "model"),
-            "auth": own.auth if own is not None else _auth(name, launch.env),
+            "auth": own.auth if own is not None else _auth(launch, name, private=private),
             "reads": own is not None or known.reads,
             "version": VERSION,
         }
@@ -143,7 +143,7 @@ class Acp(Runner):
             stop_signal="TERM",
             directories=_directories(launch, name, known, private=private),
             copies=_copies(launch, known) if private else (),
-            files=opencode.files(launch) if name == "opencode" and own is None else (),
+            files=_files(launch, name, private=private),
             seeds=_seeds(launch, name) if private else (),
         )
 
@@ -156,9 +156,12 @@ def _prompt(prompt: str) -> str:
     return "\n" + prompt if prompt.startswith("/") else prompt
 
 
-def _auth(name: str, env: Mapping[str, str]) -> str:
-    # Without a method in its settings gemini asks the client to choose one.
-    return "gemini-api-key" if name == "gemini" and env.get("GEMINI_API_KEY") else ""
+def _auth(launch: Launch, name: str, *, private: bool) -> str:
+    # Without a method in its settings gemini asks the client to choose one. codex-acp 2.6.0 does not look for a key,
+    # and writes the one that it is told to use into its home.
+    if name == "gemini" and launch.env.get("GEMINI_API_KEY"):
+        return "gemini-api-key"
+    return "api-key" if name == "codex" and private and codex.for_acp(launch)[1] else ""
 
 
 def _environment(launch: Launch, name: str, known: Known, *, private: bool) -> dict[str, str]:
@@ -173,6 +176,8 @@ def _environment(launch: Launch, name: str, known: Known, *, private: bool) -> d
     env = {**known.env, **env, "TMPDIR": launch.tmp_dir}
     if private:
         env |= {variable: f"{launch.config_home}/{place}".rstrip("/") for variable, place in known.home.items()}
+        if name == "codex":
+            env |= codex.for_acp(launch)[1]
     if name == "opencode" and own is None:
         env |= opencode.pins(replace(launch, model=launch.model.partition(":")[2]))
     return {**env, **own.env} if own is not None else env
@@ -195,6 +200,12 @@ def _directories(launch: Launch, name: str, known: Known, *, private: bool) -> t
 def _copies(launch: Launch, known: Known) -> tuple[tuple[str, str], ...]:
     home = program.user_directory(launch.env, "", "")
     return program.copies(launch, program.credential(home, known.credential[0]), known.credential[1])
+
+
+def _files(launch: Launch, name: str, *, private: bool) -> tuple[tuple[str, bytes], ...]:
+    if name == "codex" and private:
+        return codex.for_acp(launch)[0]
+    return opencode.files(launch) if name == "opencode" and launch.acp is None else ()
 
 
 def _seeds(launch: Launch, name: str) -> tuple[tuple[str, bytes], ...]:

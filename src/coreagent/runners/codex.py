@@ -349,6 +349,20 @@ def _files(launch: Launch, own: Own) -> tuple[tuple[str, bytes], ...]:
     )
 
 
+def for_acp(launch: Launch) -> tuple[tuple[tuple[str, bytes], ...], dict[str, str]]:
+    """The files of a private home, and the key, with which the adapter of the protocol runs as the headless CLI does.
+
+    The adapter takes no flags: what they would say is in the configuration.
+    """
+    own = read_own(launch.env)
+    (path, config), *rest = _files(launch, own)
+    said = [*_config({**DEFAULTS, **PINS}), *_provider(launch, own)][1::2]
+    env = _environment(launch, own)
+    return ((path, config + "".join(f"{line}\n" for line in said).encode()), *rest), {
+        name: env[name] for name in (KEY,) if name in env
+    }
+
+
 def _credentials(env: Mapping[str, str]) -> Path | None:
     return program.credential(program.user_directory(env, "CODEX_HOME", ".codex"), CREDENTIALS)
 

@@ -84,7 +84,7 @@ class Responses(Wire):
             turns=turns,
             stream=bool(body.get("stream")),
             system="\n".join(part for part in (instructions, *system) if part),
-            tools=tuple(_tool_names(body.get("tools"))),
+            tools=tuple(_tool_names([*objects(body.get("tools")), *_later_tools(raw)])),
         )
 
     def encode_request(self, request: Request, max_tokens: int) -> dict[str, Any]:
@@ -300,6 +300,13 @@ def _turns(items: Iterable[dict[str, Any]]) -> tuple[tuple[Turn, ...], list[str]
             blocks = turns.pop().blocks + blocks
         turns.append(Turn(role, blocks))
     return tuple(turns), system
+
+
+def _later_tools(items: object) -> Iterator[dict[str, Any]]:
+    """Tools that are named among what was said, as codex does for its newer models."""
+    for item in objects(items):
+        if item.get("type") == "additional_tools":
+            yield from objects(item.get("tools"))
 
 
 def _tool_names(tools: object) -> Iterator[str]:
