@@ -401,11 +401,15 @@ def _no_agent(text: str, hint: str, near: list[str]) -> CoreAgentError:
 
 
 def pool_of(runner: str, model: str, settings: Settings) -> str:
-    """The longest configured pool name that is the runner or is contained in `runner-model`; else the runner."""
+    """The longest configured pool name that is the runner or is contained in `runner-model`; else the runner.
+
+    Agents behind `acp` have providers of their own, so that each is a pool: `acp-NAME`.
+    """
     whole = f"{runner}-{model}" if model else runner
+    own = "-".join(["acp", *model.split(":")[:1]]) if runner == "acp" and model else runner
     fitting = [name for name in {*settings.concurrency, *settings.rates} if name and (name == runner or name in whole)]
     # By name where two are equally long, so that the answer does not hang on the order of a set.
-    return max(fitting, key=lambda name: (len(name), name), default=runner)
+    return max(fitting, key=lambda name: (len(name), name), default=own)
 
 
 def limit_of(pool: str, settings: Settings) -> int:

@@ -68,8 +68,8 @@ PARTS: Final[Mapping[str, Part]] = {
     ),
 }
 """By runner. An ACP agent of the same name is led in the same way."""
-NO_OTHER_MODEL: Final = frozenset({"codex", "copilot"})
-"""ACP agents that no variable of theirs leads to another model (codex-acp 2.6.0 heeds no OPENAI_BASE_URL)."""
+NO_OTHER_MODEL: Final = frozenset({"copilot"})
+"""ACP agents that nothing leads to another model."""
 
 
 @dataclass(frozen=True)
