@@ -92,6 +92,7 @@ CODES: Final[dict[str, ErrorCode]] = _table(
     ("E3013", "batch_not_found", "not_found"),
     ("E3014", "bad_task_file", "invalid"),
     ("E3015", "no_siblings", "conflict"),
+    ("E3016", "workspace_attached", "conflict"),
     ("E4001", "unknown_agent", "not_found"),
     ("E4002", "runner_missing", "unavailable"),
     ("E4003", "runner_too_old", "unavailable"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ from tests.support.engine_room import Room, in_room
 from tests.unit.test_claim import NOW, queued
 
 from coreagent.capabilities.dispatch import CONTINUE, _next_turn
+from coreagent.dispatch import attached, cleanup, ending, environment
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, ending, environment
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Reason, Usage
 from coreagent.models.dispatch import Attempt, Dispatch, State
@@ -60,6 +63,59 @@ def test_cleaning_looks_again_when_its_turn_comes(tmp_path: Path) -> None:
         assert resumed.state is State.QUEUED
         assert why == "it is queued"
         assert room.checkout(made).is_dir()
+
+    in_room(tmp_path, body)
+
+
+def test_while_somebody_is_attached_nothing_is_decided_and_nothing_expires(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        room.core.settings = room.core.settings.model_copy(
+            update={"dispatch": room.core.settings.dispatch.model_copy(update={"keep_days": 0})}
+        )
+        person = replace(room.person, pid=os.getpid())
+        await attached.take(room.engine, made, person)
+        for verb in ("accept", "reject", "resume", "attach.done"):
+            with pytest.raises(CoreAgentError) as caught:
+                await room.ask(verb, workspace="one")
+            assert caught.value.slug == "workspace_attached"
+        with pytest.raises(CoreAgentError, match="attached"):
+            await attached.take(room.engine, made, person)
+        assert await cleanup.clean_expired(room.engine) == []
+        assert (await room.ask("workspace.clean", workspace="one")).removed == []
+        assert (await room.ask("status", workspace="one")).workspaces[0].attached_pid == os.getpid()
+        await room.ask("attach.done", caller=person, workspace="one")
+        assert not room.engine.controls
+        assert await cleanup.clean_expired(room.engine) == [made.workspace]
+
+    in_room(tmp_path, body)
+
+
+def test_an_attached_sibling_is_asked_about_before_anything_lands(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        one, two = await room.prepare("one"), await room.prepare("two")
+        for made in (one, two):
+            options = made.options.model_copy(update={"batch": "b", "batch_key": "k"})
+            await room.engine.update(made, options=options)
+        await attached.take(room.engine, two, replace(room.person, pid=os.getpid()))
+        with pytest.raises(CoreAgentError) as caught:
+            await room.ask("pick", workspace="one")
+        assert (caught.value.slug, caught.value.data["workspace"]) == ("workspace_attached", two.workspace)
+
+    in_room(tmp_path, body)
+
+
+def test_the_next_attach_forgets_those_that_were_killed(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        one, two = await room.prepare("one"), await room.prepare("two")
+        child = subprocess.Popen(["sleep", "60"])
+        await attached.take(room.engine, one, replace(room.person, pid=child.pid))
+        assert attached.holder(room.engine, one.id)
+        child.kill()
+        child.wait()
+        assert attached.holder(room.engine, one.id) is None
+        await attached.take(room.engine, two, replace(room.person, pid=os.getpid()))
+        assert list(room.engine.controls) == [attached.KIND + two.id]
 
     in_room(tmp_path, body)
 

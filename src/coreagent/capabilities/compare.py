@@ -16,7 +16,7 @@ from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import HISTORY_SEARCHED, find_any
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import batch, bring, rows, trial
+from coreagent.dispatch import attached, batch, bring, rows, trial
 from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
 from coreagent.git import landing as git_landing
@@ -196,6 +196,8 @@ async def pick(
             hint=f"core-agent accept {found.name} lands this one too, if it is still there",
         )
     open_ones = [d for d in others if d.id in core.engine.board and d.fate is Fate.OPEN]
+    for one in (found, *open_ones):
+        attached.check(core.engine, one)
     busy = [d for d in open_ones if d.state in ACTIVE or d.state is State.QUEUED]
     if busy and not cancel_others:
         raise CoreAgentError(

@@ -13,7 +13,7 @@ from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import after as order
-from coreagent.dispatch import bring, environment, intake, launch, ports, prep, rows
+from coreagent.dispatch import attached, bring, environment, intake, launch, ports, prep, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.verdict import UNHEEDED
 from coreagent.dispatch.workspace import Layout, layout
@@ -115,28 +115,27 @@ def move_reply(dispatch: Dispatch, note: str = "") -> MoveReply:
 async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run: bool = False) -> AttachReply:
     """End the headless turn (not with `dry_run`) and tell what the person's terminal executes to go on in it.
 
+    From now on until `attach.done`, or until the process that asked is gone, nobody else decides about the workspace.
     With `dry_run` too, what it needs is in place when no turn runs: the command line is there to be pasted.
     """
     engine = core.engine
     found = await find_open(core, workspace)
     place = layout(core.home, core.settings, found)
     if not place.repo.is_dir():
-        raise CoreAgentError(
-            "workspace_gone", f"{found.workspace} has no checkout", hint="it was never prepared, or was removed by hand"
-        )
+        raise _without_checkout(found)
     await asyncio.to_thread(prep.check_checkout, core.home, place, found)
     plan = _interactive(core, caller, found, place)  # what cannot be attached to is not stopped
     if dry_run:
-        if found.state not in ACTIVE:
+        if found.state not in ACTIVE and attached.holder(engine, found.id) is None:
             await asyncio.to_thread(lay_out, plan)
     else:
-        if found.state in ACTIVE or found.state is State.QUEUED:
-            await _stop(core, found.id, "attach")
-            found = engine.board.get(found.id, found)
-            plan = _interactive(core, caller, found, place)  # the turn may have told its session only at its end
-        await asyncio.to_thread(lay_out, plan)
-        if plan.session_id != found.session_id:
-            await engine.update(found, session_id=plan.session_id)
+        async with engine.deciding(found.id):
+            await attached.take(engine, engine.board.get(found.id, found), caller)
+        try:
+            found, plan = await _hand_over(core, caller, found, place)
+        except BaseException:
+            await attached.release(engine, found.id)
+            raise
     told = {
         "CORE_AGENT_DISPATCH": found.id,
         "CORE_AGENT_TASK": found.task,
@@ -145,6 +144,32 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
     }
     told |= ports.environment(found)
     return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
+
+
+def _without_checkout(found: Dispatch) -> CoreAgentError:
+    if found.state is State.QUEUED or found.state in ACTIVE:
+        return CoreAgentError(
+            "workspace_busy",
+            f"{found.workspace} is {found.state} and has no checkout yet, so there is no session to attach to",
+            hint=f"attach when its agent runs: core-agent watch {found.name}; core-agent why {found.name} tells more",
+        )
+    return CoreAgentError(
+        "workspace_gone", f"{found.workspace} has no checkout", hint="it was never prepared, or was removed by hand"
+    )
+
+
+async def _hand_over(core: Core, caller: Caller, found: Dispatch, place: Layout) -> tuple[Dispatch, Plan]:
+    """End the headless turn and put in place what the interactive session needs."""
+    engine = core.engine
+    found = engine.board.get(found.id, found)
+    if found.state in ACTIVE or found.state is State.QUEUED:
+        await _stop(core, found.id, "attach")
+        found = engine.board.get(found.id, found)
+    plan = _interactive(core, caller, found, place)  # the turn may have told its session only at its end
+    await asyncio.to_thread(lay_out, plan)
+    if plan.session_id != found.session_id:
+        found = await engine.update(found, session_id=plan.session_id)
+    return found, plan
 
 
 def _interactive(core: Core, caller: Caller, found: Dispatch, place: Layout) -> Plan:
@@ -163,28 +188,39 @@ def _interactive(core: Core, caller: Caller, found: Dispatch, place: Layout) -> 
 
 
 @capability("attach.done")
-async def attach_done(core: Core, workspace: Workspace) -> MoveReply:
+async def attach_done(core: Core, caller: Caller, workspace: Workspace) -> MoveReply:
     """Bring home what a person did in a workspace after `attach` or by hand."""
     engine = core.engine
     found = await find_open(core, workspace)
     async with engine.deciding(found.id):
         found = engine.board.get(found.id, found)
-        if found.fate is not Fate.OPEN:
-            return move_reply(found, f"it was {found.fate} already")
-        if found.state in ACTIVE or found.state is State.QUEUED:
-            return move_reply(found, "it is at work again")
-        if not await asyncio.to_thread(layout(core.home, core.settings, found).prepared.exists):
-            return move_reply(found, "there is no checkout to bring anything from")
-        brought = await bring.bring_home(engine, found)
-        moved = await engine.update(
-            found,
-            extra=bring.rescue_rows(found, brought, found.reason, core.now()),
-            harvest=brought.harvest,
-            branch_sha=brought.branch_sha,
-            stage=bring.stage_of(brought.harvest),
-            accepted_sha="",
-            previous_sha="",
-        )
+        hold = attached.holder(engine, found.id)
+        if hold is not None and hold.pid != caller.pid:
+            attached.check(engine, found)
+        try:
+            return await _bring_what_was_done(core, found)
+        finally:
+            await attached.release(engine, found.id)
+
+
+async def _bring_what_was_done(core: Core, found: Dispatch) -> MoveReply:
+    engine = core.engine
+    if found.fate is not Fate.OPEN:
+        return move_reply(found, f"it was {found.fate} already")
+    if found.state in ACTIVE or found.state is State.QUEUED:
+        return move_reply(found, "it is at work again")
+    if not await asyncio.to_thread(layout(core.home, core.settings, found).prepared.exists):
+        return move_reply(found, "there is no checkout to bring anything from")
+    brought = await bring.bring_home(engine, found)
+    moved = await engine.update(
+        found,
+        extra=bring.rescue_rows(found, brought, found.reason, core.now()),
+        harvest=brought.harvest,
+        branch_sha=brought.branch_sha,
+        stage=bring.stage_of(brought.harvest),
+        accepted_sha="",
+        previous_sha="",
+    )
     files = brought.harvest.files
     return move_reply(moved, f"{plural(files, 'changed file')} on {found.branch}" if files else "")
 
@@ -240,9 +276,11 @@ async def queue_start(
 ) -> QueueReport:
     """Let a frozen queue go on; with `pool`, one that is frozen or parked; with `repo`, one that is left alone.
 
-    With `workspace`, a task that waits for a time or for other tasks waits no longer.
+    A pool that is frozen is thawed and nothing more: when it is parked as well, `note` says so, and the same call again
+    ends the park. With `workspace`, a task that waits for a time or for other tasks waits no longer.
     """
     engine = core.engine
+    note = ""
     _check_pool(engine, pool)
     if workspace:
         await _go_on(core, caller, await find_open(core, workspace))
@@ -250,14 +288,31 @@ async def queue_start(
         found = intake.registered(engine, caller, repo)
         await engine.set_controls(engine.pools.close_breaker(f"{found.org}/{found.name}"))
     if pool:
-        await engine.set_controls({f"frozen:{pool}": None, **engine.pools.unpark(pool)})
-        # All in one transaction's time: a park may hold up thousands.
-        waiting = [d for d in engine.board.queued if d.pool == pool and d.waiting_until is not None]
-        await asyncio.gather(*(engine.update(d, waiting_until=None, waiting_for="") for d in waiting))
+        note = await _let_pool_go_on(engine, pool)
     if not pool and not repo and not workspace:
         await engine.set_controls({key: None for key in engine.controls if key.startswith("frozen")})
     engine.poke()
-    return rows.queue_report(engine)
+    return rows.queue_report(engine).model_copy(update={"note": note})
+
+
+async def _let_pool_go_on(engine: Engine, pool: str) -> str:
+    """Thaw a frozen pool, or else end its park; return what still holds it up."""
+    if f"frozen:{pool}" in engine.controls:
+        # Who ends a freeze need not know that the provider has refused meanwhile: that limit still stands.
+        await engine.set_controls({f"frozen:{pool}": None})
+        park = engine.pools.parks.get(pool)
+        if park is None or park.until <= engine.core.now():
+            return ""
+        why = park.detail or park.why.replace("_", " ")
+        return (
+            f"pool {pool} is thawed and still parked until {park.until:%Y-%m-%d %H:%M:%S} UTC ({why}); "
+            f"`core-agent queue start --pool {pool}` again ends that"
+        )
+    await engine.set_controls(engine.pools.unpark(pool))
+    # All in one transaction's time: a park may hold up thousands.
+    waiting = [d for d in engine.board.queued if d.pool == pool and d.waiting_until is not None]
+    await asyncio.gather(*(engine.update(d, waiting_until=None, waiting_for="") for d in waiting))
+    return ""
 
 
 @capability("queue.shutdown", tool="agentic_dispatch_shutdown", cli="queue shutdown", destructive=True)

@@ -43,7 +43,7 @@ from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import after as order
-from coreagent.dispatch import arrival, bring, environment, intake, launch, prep, rows
+from coreagent.dispatch import arrival, attached, bring, environment, intake, launch, prep, rows
 from coreagent.dispatch.intake import Request
 from coreagent.dispatch.queue import ASKED
 from coreagent.dispatch.workspace import layout
@@ -209,6 +209,7 @@ async def _resume(
     found = await find_open(core, workspace)
     async with core.engine.deciding(found.id):
         found = core.engine.board.get(found.id, found)
+        attached.check(core.engine, found)
         if found.state is State.QUEUED and (found.waiting_until is not None or order.is_held(found)):
             resumed = await _go_at_once(core, caller, found, answer or prompt)
         else:

@@ -14,7 +14,7 @@ from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import find_any, find_open, seen_by
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, cleanup, logbook
+from coreagent.dispatch import attached, bring, cleanup, logbook
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
@@ -177,7 +177,9 @@ async def accept(
     """
     found = await find_open(core, workspace)
     async with core.engine.deciding(found.id):
-        return await _accept(core, caller, await find_open(core, found.id), strategy, onto)
+        found = await find_open(core, found.id)
+        attached.check(core.engine, found)
+        return await _accept(core, caller, found, strategy, onto)
 
 
 async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, onto: str) -> AcceptReply:
@@ -326,7 +328,9 @@ async def reject(core: Core, workspace: Workspace) -> MoveReply:
     """Say no to the work and let the workspace go; its tip stays under a rescue ref."""
     found = await find_open(core, workspace)
     async with core.engine.deciding(found.id):
-        return await _reject(core, await find_open(core, found.id))
+        found = await find_open(core, found.id)
+        attached.check(core.engine, found)
+        return await _reject(core, found)
 
 
 async def _reject(core: Core, found: Dispatch) -> MoveReply:

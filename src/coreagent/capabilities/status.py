@@ -7,7 +7,7 @@ import time
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import after, bring, cleanup, ports, rows
+from coreagent.dispatch import after, attached, bring, cleanup, ports, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -44,7 +44,9 @@ async def why(core: Core, caller: Caller, workspace: Workspace) -> WhyReport:
         state=found.state,
         headline=_headline(core.engine, found),
         facts=[*await _facts(core, found), *([f"its checkout is gone: {checkout}"] if lost else [])],
-        next=_next_without_checkout(found) if lost and found.fate is Fate.OPEN else _next(found),
+        next=[]
+        if attached.holder(core.engine, found.id) is not None
+        else _next_without_checkout(found) if lost and found.fate is Fate.OPEN else _next(found),
     )
 
 
@@ -103,6 +105,8 @@ async def find_open(core: Core, workspace: Workspace) -> Dispatch:
 
 
 def _headline(engine: Engine, d: Dispatch) -> str:
+    if (hold := attached.holder(engine, d.id)) is not None:
+        return f"A person is attached to it ({hold.words()}): it waits until they leave that session."
     match d.state:
         case State.QUEUED:
             return _why_queued(engine, d)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreagent import paths
-from coreagent.dispatch import bring, environment, hook
+from coreagent.dispatch import attached, bring, environment, hook
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
@@ -52,6 +52,8 @@ def why_kept(engine: Engine, dispatch: Dispatch, now: datetime) -> str:
     """Return why a workspace may not go now, "" when it may."""
     if dispatch.state not in RESTING:
         return f"it is {dispatch.state}"
+    if (hold := attached.holder(engine, dispatch.id)) is not None:
+        return f"somebody is attached to it ({hold.words()})"
     if dispatch.fate is not Fate.OPEN:
         return ""
     if dispatch.harvest.status == "rejected":

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import attempts, config, paths, runners
+from coreagent.dispatch import attached, cleanup, ending, environment, launch, trial, warm
 from coreagent.dispatch import attempt as attempts_of_work
-from coreagent.dispatch import cleanup, ending, environment, launch, trial, warm
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -122,7 +122,8 @@ def _finish_putting_away(engine: Engine) -> None:
 
 async def _finish_letting_go(engine: Engine) -> None:
     for dispatch in list(engine.board.values()):
-        if dispatch.fate is not Fate.OPEN and dispatch.state not in ACTIVE:
+        attached_to = attached.holder(engine, dispatch.id)
+        if dispatch.fate is not Fate.OPEN and dispatch.state not in ACTIVE and attached_to is None:
             try:
                 await cleanup.let_go(engine, dispatch)
             except Exception:

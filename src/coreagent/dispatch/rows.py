@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from coreagent.dispatch import after, claim, limits
+from coreagent.dispatch import after, attached, claim, limits
 from coreagent.dispatch.limits import Obstacle, Starts
 from coreagent.dispatch.workspace import layout
 from coreagent.models.agent import Reason
@@ -52,6 +52,7 @@ def bypasses(dispatch: Dispatch) -> bool:
 def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) -> WorkspaceRow:
     """One line of `status`; `obstacle` is what holds a waiting one up."""
     live = engine.live.get(dispatch.id)
+    hold = attached.holder(engine, dispatch.id)
     outcome = live.outcome if live else None
     attempt = engine.attempts.get(dispatch.id)
     last = outcome or (attempt.outcome if attempt else None)
@@ -72,6 +73,8 @@ def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) ->
         question=dispatch.question,
         stuck=after.is_held(dispatch) and engine.after.stuck(dispatch),
         needs_me=needs_me(dispatch),
+        attached_pid=hold.pid if hold else 0,
+        attached_since=hold.since if hold else None,
         agent=dispatch.agent,
         pool=dispatch.pool,
         model=dispatch.model or (outcome.model if outcome else ""),

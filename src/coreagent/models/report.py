@@ -51,6 +51,9 @@ class WorkspaceRow(BaseModel):
     """Queued behind another task, and goes on only when a person does something about it, or about that one."""
     needs_me: bool = False
     """Blocked, failed, paused, or completed with changes nobody accepted or rejected."""
+    attached_pid: int = 0
+    """The `attach` of a person who is in its interactive session, 0 when nobody is; nothing is decided meanwhile."""
+    attached_since: datetime | None = None
     agent: str
     pool: str
     model: str = ""
@@ -264,6 +267,8 @@ class QueueReport(BaseModel):
     frozen: bool = False
     frozen_pools: list[str] = Field(default_factory=list)
     rows: list[QueueRow] = Field(default_factory=list)
+    note: str = ""
+    """What still holds up a pool that `queue start` thawed."""
 
 
 class WorkspaceShow(BaseModel):

@@ -120,6 +120,8 @@ def since_words(row: WorkspaceRow, now: datetime) -> str:
 def what_now(row: WorkspaceRow, now: datetime) -> str:
     """The one thing a person wants to know of this workspace now."""
     said = one_line(row.detail)
+    if row.attached_pid:
+        return f"attached: a person is in its session (pid {row.attached_pid})"
     match row.state:
         case State.BLOCKED:
             return "asks: " + (one_line(row.question) or said or "see BLOCKED.md")
