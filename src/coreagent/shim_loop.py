@@ -57,7 +57,9 @@ class Shim:
 
     def __init__(self, directory: str, spec: dict[str, Any]) -> None:
         self.dir, self.spec = directory, spec
-        self.umask = os.umask(0o077)
+        inherited, wished = os.umask(0o077), int(spec.get("umask", -1))
+        self.umask = inherited if wished < 0 else wished
+        """The agent's. Ours keeps everybody else out."""
         self.poll = select.poll()
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.pipes: dict[int, Spool | Acp] = {}

@@ -213,6 +213,20 @@ def test_harvest_adds_one_ref_its_reflog_and_objects_and_nothing_else(room: Room
     sh(room.user, "fsck", "--strict")
 
 
+def test_harvest_sends_what_is_new_also_where_there_is_much(room: Room) -> None:
+    for number in range(150):  # from a hundred objects on they are written as a pack
+        write(room.user, f"f{number}", f"{number}\n")
+    sh(room.user, "add", "-A")
+    sh(room.user, "commit", "-q", "-m", "many")
+    room.prepare()
+    write(room.repo, "new.py", "n\n")
+    snap = room.snap()
+    before = set(sh(room.user, "cat-file", "--batch-all-objects", "--batch-check=%(objectname)").split())
+    harvest(room.cache, room.user, "agent/job", snap.sha)
+    counted = dict(line.split(": ") for line in sh(room.user, "count-objects", "-v").splitlines())
+    assert (counted["packs"], int(counted["count"])) == ("0", len(before) + 3)
+
+
 def test_harvest_never_takes_a_branch_somebody_else_moved(room: Room, tmp_path: Path) -> None:
     room.prepare()
     write(room.repo, "one")

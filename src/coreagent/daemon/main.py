@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from coreagent import paths
+from coreagent import paths, umask
 from coreagent.daemon import house, launch, watching
 from coreagent.daemon.door import Door, renewed
 from coreagent.daemon.server import Leaving, RunCommand, ServeMcp, Server
@@ -72,7 +72,7 @@ def _options() -> argparse.ArgumentParser:
 
 def run(home: str, *, ready: int = -1, inherited: str = "", parts: Parts | None = None) -> int:
     """Be the daemon of this home. Returns the exit code, unless the process becomes another release."""
-    os.umask(0o077)
+    umask.keep_to_ourselves()
     # Whoever misses our socket says so by SIGHUP, maybe before we can hear it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -181,6 +181,7 @@ def _become(executable: str, home: str, door: Door) -> None:
     log.info("becoming %s", executable)
     sys.stderr.flush()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a handler would not survive the exec, and the default ends us
+    os.umask(umask.usual())  # the next one would take ours for the person's
     os.execv(executable, argv)  # noqa: S606 - no shell wanted
 
 

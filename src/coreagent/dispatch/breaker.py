@@ -49,7 +49,8 @@ def after(before: Breaker, state: State, reason: Reason | None, detail: str, now
         return before
     failures = before.failures + 1
     last = f"{reason}: {detail}" if detail else str(reason)
-    if failures < most and not before.tripped:
+    # Those that were under way when it opened say nothing new: only what was tried after its pause opens it for longer.
+    if before.open_at(now) or (failures < most and not before.tripped):
         return before.model_copy(update={"failures": failures, "last": last})
     opened = before.opened + 1
     until = now + PAUSES[min(opened, len(PAUSES)) - 1]

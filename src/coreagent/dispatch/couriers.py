@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from coreagent import paths
+from coreagent import paths, umask
 from coreagent.dispatch.notice import Notice
 from coreagent.errors import told
 from coreagent.sections import NotifySettings, WebhookSettings
@@ -81,6 +81,7 @@ async def _program(argv: list[str], said: bytes, env: Mapping[str, str], cwd: st
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            umask=umask.usual(),
         )
     except (OSError, ValueError) as error:
         return Sent(f"{argv[0]} could not be started: {told(error)}", passing=False)

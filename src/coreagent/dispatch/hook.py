@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreagent import attempts, paths
+from coreagent import attempts, paths, umask
 from coreagent.dispatch import launch, ports
 from coreagent.dispatch.workspace import AUTHOR, Layout
 from coreagent.errors import CoreAgentError, told
@@ -160,6 +160,7 @@ def _run(
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=umask.usual(),
             )
         except (OSError, ValueError) as error:
             return f"could not be started: {told(error)}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreagent import config, paths, runners
+from coreagent import config, paths, runners, umask
 from coreagent.capability import Caller
 from coreagent.config import RunnerSettings
 from coreagent.dispatch import environment, ports
@@ -220,6 +220,7 @@ def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan,
             "stop_signal": made.stop_signal,
             "grace_s": made.stop_grace_s,
             "socket": paths.attempt_socket(core.home, attempt.id),
+            "umask": umask.usual(),
         }
         if made.acp is not None:
             spec["acp"] = dict(made.acp)

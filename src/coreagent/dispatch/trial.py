@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from coreagent import attempts
+from coreagent import attempts, umask
 from coreagent.dispatch import cleanup
 from coreagent.errors import told
 from coreagent.git.checkout import fill
@@ -77,6 +77,7 @@ def _run(
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=umask.usual(),
             )
         except (OSError, ValueError) as error:
             return TrialResult(verdict="error", tail=[told(error)])

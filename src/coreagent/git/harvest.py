@@ -65,7 +65,7 @@ def deliver(cache: Path, git_dir: Path, sha: str) -> None:
 
 
 def _whole(git_dir: Path, sha: str) -> bool:
-    done = git("rev-list", "--objects", "--quiet", "--end-of-options", sha, "--not", "--all",
+    done = git("rev-list", "--objects", "--quiet", "--not", "--all", "--not", "--end-of-options", sha,
                cwd=git_dir, env=environment(git_dir=git_dir), ok=None)  # fmt: skip
     return done.code == 0
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coreagent import umask
 from coreagent.errors import CoreAgentError, told
 
 TIMEOUT_S = 600.0
@@ -144,6 +145,7 @@ def start(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
+            umask=umask.usual(),  # a person's files keep the modes that he gives them
         )
     except FileNotFoundError as error:
         if Path(cwd).is_dir():
