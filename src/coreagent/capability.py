@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
+from coreagent.arguments import nearest, refusal
 from coreagent.errors import CoreAgentError, told
 
 
@@ -109,7 +110,9 @@ async def call(core: Any, name: str, arguments: dict[str, Any], caller: Caller) 
     """
     found = REGISTRY.get(name)
     if found is None:
-        raise CoreAgentError("unknown_capability", f"there is no capability named {name!r}")
+        near = nearest(name, list(REGISTRY))
+        hint = f"did you mean {near}?" if near else ""
+        raise CoreAgentError("unknown_capability", f"there is no capability named {name!r}", hint=hint)
     if caller.role not in found.roles:
         raise CoreAgentError(
             "role_forbidden",
@@ -120,14 +123,7 @@ async def call(core: Any, name: str, arguments: dict[str, Any], caller: Caller) 
     try:
         inputs = found.inputs.model_validate(arguments)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CoreAgentError(
-            "invalid_argument",
-            f"{name}: {where}: {first['msg']}",
-            hint=f"the arguments of {name} are: {', '.join(found.inputs.model_fields) or 'none'}",
-            data={"errors": [{"loc": list(map(str, e["loc"])), "msg": e["msg"]} for e in error.errors()]},
-        ) from None
+        raise refusal(name, found.inputs, error) from None
     values = {key: getattr(inputs, key) for key in found.inputs.model_fields}
     try:
         if found.wants_caller:

@@ -44,7 +44,7 @@ def _first_of(
     for one in error.errors():
         mark, keys = node.find(one["loc"])
         if one["type"] == "extra_forbidden":
-            valid = _valid_keys(model, one["loc"][:-1])
+            valid = valid_keys(model, one["loc"][:-1])
             found.append(_unknown_key(path, mark, keys, valid, elsewhere))
         else:
             missing = one["type"] == "missing"
@@ -62,7 +62,7 @@ def _unknown_key(
 ) -> CoreAgentError:
     near = difflib.get_close_matches(keys[-1], valid, n=1, cutoff=0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(valid)}"
-    if elsewhere is not None and _valid_keys(elsewhere, tuple(keys[:-1])).count(keys[-1]):
+    if elsewhere is not None and valid_keys(elsewhere, tuple(keys[:-1])).count(keys[-1]):
         hint = "a repository cannot set this; it belongs in your own agents.yaml"
     return mistake(path, mark, keys, "there is no such key", hint, data={"nearest": near[0] if near else ""})
 
@@ -85,7 +85,7 @@ def _words(message: str) -> str:
     return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
-def _valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+def valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """The keys of the section at `loc`; none when what stands there has no fixed keys."""
     here: Any = model
     for step in loc:

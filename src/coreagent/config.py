@@ -61,9 +61,9 @@ class DispatchSettings(Section):
     max_output_bytes: Size = 64 << 20
     """How much of an agent's output is kept: its head and its tail."""
     starting: Count = 0
-    """How many agents may be starting up at once; 0 is one for each processor."""
+    """How many agents that take 64 MiB or more may be starting up at once; 0 is one for each processor."""
     memory_reserve_mib: Count = 512
-    """Memory that stays free: an agent that would not fit beside it waits."""
+    """Memory that stays free: an agent of any kind that would not fit beside it waits."""
     breaker: Count = 5
     """So many failures in a row make a repository wait for a while; 0 never does."""
     turns_alone: Count = 20
@@ -175,7 +175,7 @@ class SyncSettings(Section):
     """News from the remotes of your repositories: into `refs/remotes/origin` only, nothing of yours moves."""
 
     fetch_minutes: Annotated[float, Field(ge=0, le=7 * 1440, allow_inf_nan=False)] = 5
-    """Every so many minutes each is fetched, one that nobody used for a day twelve times as rarely; 0 never."""
+    """Every so many minutes each is fetched, ever more rarely only while its remote fails; 0 never."""
     timeout_s: Seconds = 60
     """The longest that one fetch may take."""
     at_once: Annotated[int, Field(ge=1, le=32)] = 2
@@ -369,15 +369,18 @@ def _runner(text: str, settings: Settings) -> Chosen:
 
 def _unknown(text: str, settings: Settings) -> CoreAgentError:
     """Name the nearest agent that would be taken, else all of them."""
-    known = [name for name in RUNNERS if name not in ("acp", "command")] + [f"acp:{name}" for name in settings.acp]
+    known = [name for name in RUNNERS if name not in ("acp", "command")]
+    known += [f"acp:{name}" for name in sorted({*settings.acp, *ACP_AGENTS})]
+    known += [f"command:{name}" for name in settings.commands]
     known += [name for name, identity in settings.agents.items() if identity.host != "remote"]
     known += CLAUDE_MODELS
     # A command is found by its bare name too: that is what people forget to write.
     meant = {**{name: f"command:{name}" for name in settings.commands}, **{name: name for name in known}}
-    near = _nearest(text, list(meant)) or _nearest(text.partition(":")[0], list(meant))
-    offered = sorted(meant.values())
-    hint = f"did you mean {' or '.join(meant[name] for name in near)}?" if near else f"there is {', '.join(offered)}"
-    return _no_agent(text, hint, [meant[name] for name in near])
+    found = _nearest(text, list(meant)) or _nearest(text.partition(":")[0], list(meant))
+    near = list(dict.fromkeys(meant[name] for name in found))
+    offered = sorted(set(meant.values()))
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(offered)}"
+    return _no_agent(text, hint, near)
 
 
 def _unknown_named(text: str, runner: str, asked: str, known: list[str]) -> CoreAgentError:

@@ -18,6 +18,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
+from coreagent.arguments import nearest
 from coreagent.capability import Caller, Capability
 from coreagent.mcp import tools
 from coreagent.mcp.server import Receive, Send
@@ -92,7 +93,9 @@ def _server(core: Any, caller: Caller) -> Server[Any]:
     async def call_tool(context: _Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         found = tools.named(params.name)
         if found is None:
-            raise MCPError(types.INVALID_PARAMS, f"unknown tool: {params.name}")
+            near = nearest(params.name, [tool.name for tool in tools.offered(caller)])
+            meant = f"; did you mean {near}?" if near else ""
+            raise MCPError(types.INVALID_PARAMS, f"unknown tool: {params.name}{meant}")
         arguments = params.arguments or {}
         if found.name == "watch" and context.meta and "progress_token" in context.meta:
             return await _watch(core, caller, found, arguments, context)
