@@ -387,7 +387,7 @@ def mcp() -> int:
 
 
 def homeless() -> int:
-    return fail("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+    return fail("no_home", paths.homeless())
 
 
 def ask(argv: "list[str]", start: bool = True) -> "int | None":

@@ -154,7 +154,7 @@ HINTS: Final[dict[str, str]] = {
     "illegal_move": "core-agent status shows what it is now",
     "internal": _LOG,
     "invalid_argument": "--help shows what is taken",
-    "no_home": "set HOME, or CORE_HOME to a directory of yours",
+    "no_home": "set HOME, or CORE_HOME, to the absolute path of a directory of yours",
     "no_space": "free some space (core-agent workspace clean) and try again",
     "not_a_repository": "go to your project's directory, or run: git init",
     "no_service_manager": "core-agent daemon install --print shows the file; commands start the daemon without it too",

@@ -9,12 +9,23 @@ SOCKET_PATH_MAX = 103
 
 
 def home(env: "os._Environ[str] | dict[str, str]" = os.environ) -> str:
-    """Return the absolute home directory, `CORE_HOME` or `~/.core`; "" when neither can be told."""
+    """Return the home directory, `CORE_HOME` or `~/.core`; "" when there is none, and `homeless` says why.
+
+    A relative one is none: it would mean another home, with another daemon, in every directory.
+    """
     chosen = env.get("CORE_HOME")
     if chosen:
-        return os.path.abspath(chosen)
-    user = env.get("HOME")
-    return user.rstrip("/") + "/.core" if user else ""
+        return os.path.abspath(chosen) if chosen[0] == "/" else ""
+    user = env.get("HOME", "")
+    return user.rstrip("/") + "/.core" if user[:1] == "/" else ""
+
+
+def homeless(env: "os._Environ[str] | dict[str, str]" = os.environ) -> str:
+    """Why `home` is ""."""
+    for name in ("CORE_HOME", "HOME"):
+        if env.get(name):
+            return f"{name} is {env[name]!a}, which is no absolute path: it would be another place in each directory"
+    return "neither CORE_HOME nor HOME is set, so there is no place to work in"
 
 
 def daemon_socket(home: str) -> str:

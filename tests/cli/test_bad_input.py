@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,19 @@ def test_settings_with_a_mistake(world: World) -> None:
     assert "the last good settings are in force" in reply["notes"]
 
 
+def test_a_current_directory_that_was_removed(world: World) -> None:
+    gone = world.home.user / "gone"
+    gone.mkdir()
+    script = f'rmdir "$PWD"; exec {COMMAND} dispatch x -a scripted'
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=gone, env=world.home.env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.startswith("error[E1002]")) == (2, True)
+    assert "no current directory" in done.stderr
+    assert "not there any more" in done.stderr
+    assert "--repo" in done.stderr
+
+
 def test_nowhere_to_live(world: World) -> None:
     home = world.home
     long = {"CORE_HOME": "/tmp/" + "x" * 120}
@@ -212,6 +226,9 @@ def test_nowhere_to_live(world: World) -> None:
     file.write_text("")
     for env, slug in (
         ({"HOME": ""}, "no_home"),
+        ({"CORE_HOME": "below"}, "no_home"),
+        ({"CORE_HOME": "~/core"}, "no_home"),
+        ({"HOME": "."}, "no_home"),
         (long, "socket_path_too_long"),
         ({"CORE_HOME": str(file)}, "daemon_start_failed"),
         ({"CORE_HOME": "/proc/nowhere"}, "daemon_start_failed"),
@@ -226,5 +243,10 @@ def test_nowhere_to_live(world: World) -> None:
             error = home.json(*argv, env=env, code=code)["error"]
             assert error["slug"] == slug, (argv, error)
             assert error["message"]
+            assert error["hint"]
+    assert not (home.user / "below").exists()
+    said = home.run("status", env={"CORE_HOME": "below"}, code=2).err
+    assert "CORE_HOME is 'below', which is no absolute path" in said
+    assert "no absolute path" in home.run("doctor", env={"CORE_HOME": "below"}, code=None).out
     assert not Path(long["CORE_HOME"]).exists()
     assert home.daemon_pid == 0

@@ -29,7 +29,7 @@ from coreagent.cli.ready import settings_of
 from coreagent.cli.session import ask, session
 from coreagent.cli.terminal import Terminal, terminal
 from coreagent.cli.views.text import one_line, size, wrap
-from coreagent.errors import CoreAgentError
+from coreagent.errors import HINTS, CoreAgentError
 from coreagent.models.report import DaemonStatus
 from coreagent.plainfile import read_plain
 from coreagent.plural import plural
@@ -177,7 +177,7 @@ def _home() -> Iterator[Check]:
 
     home = session().home
     if not home:
-        yield Check(name="home", state="fail", message="neither CORE_HOME nor HOME is set", hint="set CORE_HOME")
+        yield Check(name="home", state="fail", message=paths.homeless(), hint=HINTS["no_home"])
         return
     try:
         house.check_length(home)

@@ -236,7 +236,7 @@ def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, star
     from coreagent.daemon.launch import reach
 
     if not home:
-        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+        raise CoreAgentError("no_home", paths.homeless())
     request = {"call": name, "arguments": arguments, "interactive": caller.interactive}
     for _ in range(3):
         with reach(home, start=start) as sock:

@@ -38,7 +38,7 @@ def prepare(home: str) -> None:
     Raises: no_home, socket_path_too_long, home_unsafe, daemon_start_failed.
     """
     if not home:
-        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+        raise CoreAgentError("no_home", paths.homeless())
     check_length(home)
     run = Path(home, "run")
     try:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from coreagent import paths
 from coreagent.cli.commands.option import Json, answer, paint, say, to_json
 from coreagent.cli.door import no_agent
 from coreagent.cli.session import session
@@ -43,7 +44,7 @@ def uninstall(as_json: Json = False) -> None:
 def _service() -> Service:
     session().own_process()
     if not session().home:
-        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+        raise CoreAgentError("no_home", paths.homeless())
     return Service(session().home, terminal().env)
 
 

@@ -156,7 +156,7 @@ def init(
     session().own_process()
     home = session().home
     if not home:
-        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+        raise CoreAgentError("no_home", paths.homeless())
     from coreagent.cli import ready
     from coreagent.cli.door import no_agent
     from coreagent.daemon import house

@@ -159,7 +159,7 @@ def run() -> None:
     from coreagent.daemon import launch
 
     if not session().home:
-        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+        raise CoreAgentError("no_home", paths.homeless())
     argv = launch.command(session().home)
     terminal().flush()
     os.execve(argv[0], argv, launch.environment(session().home))  # noqa: S606 - no shell wanted

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from coreagent import paths
 from coreagent.cli.commands.option import Json, answer, paint, say
 from coreagent.cli.door import no_agent
 from coreagent.cli.session import session
@@ -31,7 +32,7 @@ def upgrade(
     session().own_process()
     no_agent("upgrade core-agent")
     if not session().home:
-        raise CoreAgentError("no_home", "neither CORE_HOME nor HOME is set, so there is no place to work in")
+        raise CoreAgentError("no_home", paths.homeless())
     if rollback and source:
         raise CoreAgentError("conflicting_options", "--from and --rollback exclude each other")
 
