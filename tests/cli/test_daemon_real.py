@@ -49,6 +49,9 @@ def test_every_command_has_a_place_to_run(home: Home) -> None:
     for command in ("status", "daemon", "mcp"):
         assert "Usage: core-agent " + command in home.run(command, "--help").out
     assert home.run("version").out.startswith("core-agent ")
+    for more in ([], ["--json"], ["--help"], ["--nope"]):
+        one, other = (home.run(word, *more, code=None) for word in ("version", "--version"))
+        assert (one.code, one.out, one.err) == (other.code, other.out, other.err)
     assert home.daemon_pid == 0
     assert not Path(home.core, "run").exists()
 

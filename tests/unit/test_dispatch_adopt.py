@@ -14,6 +14,8 @@ from tests.support.git_room import sh
 
 from coreagent.capabilities import adopt
 from coreagent.capability import Caller
+from coreagent.cli.views.compare import adopt_lines
+from coreagent.cli.views.text import Paint
 from coreagent.dispatch import sessions
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import State
@@ -213,5 +215,35 @@ def test_nothing_but_a_session_can_be_adopted_too(tmp_path: Path) -> None:
         reply = await take(room, path)
         assert (reply.files, reply.commits, reply.state) == (0, 0, State.PAUSED)
         assert room.engine.board[reply.dispatch_id].name == "same"
+
+    in_room(tmp_path, body)
+
+
+@pytest.mark.parametrize("agent", ["", "claude", "scripted"])
+def test_no_agent_is_needed_to_copy(tmp_path: Path, agent: str) -> None:
+    async def body(room: Room) -> None:
+        file = room.home / "agents.yaml"
+        file.write_text(file.read_text().replace("'command:work'", "claude"))
+        room.core.refresh_settings()
+        there = worktree(room, tmp_path / "fix")
+        reply = await take(room, there, agent=agent)
+        assert (reply.agent, reply.files, reply.state) == (agent or "claude", 4, State.PAUSED)
+        with pytest.raises(CoreAgentError):
+            await room.ask("dispatch", task="do", agent=agent, ephemeral=True)
+
+    in_room(tmp_path, body)
+
+
+def test_what_cannot_be_brought_home_is_on_no_branch(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        there = worktree(room, tmp_path / "fix")
+        (there / "out").symlink_to("/etc/passwd")
+        reply = await take(room, there)
+        assert reply.branch == "" and any("symlink_escape" in note for note in reply.notes)
+        assert not sh(room.repo, "branch", "--list", "agent/*")
+        text = " ".join(adopt_lines(reply, 200, Paint(False)))
+        assert "1 commit" in text and "on agent/" not in text
+        # As it says when it is asked again.
+        assert (await take(room, there)).branch == ""
 
     in_room(tmp_path, body)

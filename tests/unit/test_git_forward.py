@@ -96,6 +96,7 @@ def test_a_reset_keeps_commits_staged_and_changed_files(pair: Pair) -> None:
     assert (pair.user / "new.txt").read_text() == "x\n"
     commits, staged, changed = (kept.sha for kept in moved.kept)
     assert commits == own
+    assert [kept.files for kept in moved.kept] == [1, 1, 3]
     assert sh(cache, "show", f"{staged}:src/a.py") == "staged"
     assert sh(cache, "show", f"{changed}:src/a.py") == "changed after"
     assert sh(cache, "show", f"{changed}:new.txt") == "in the way"

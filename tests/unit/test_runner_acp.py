@@ -290,9 +290,9 @@ def test_opencode_is_not_led_to_its_makers_free_models_by_its_own_name(launch: L
 
 
 def test_an_agent_of_the_settings_comes_first(launch: Launch) -> None:
-    own = config.AcpSettings(argv=["/opt/goose", "acp"], env={"X": "1"}, variables=["ANTHROPIC_*"], mode="auto")
+    own = config.AcpSettings(argv=["/bin/sh", "acp"], env={"X": "1"}, variables=["ANTHROPIC_*"], mode="auto")
     plan = Acp().plan(replace(launch, model="codex", acp=own))
-    assert plan.argv == ["/opt/goose", "acp"] and plan.env["X"] == "1" and plan.acp is not None
+    assert plan.argv == ["/bin/sh", "acp"] and plan.env["X"] == "1" and plan.acp is not None
     assert plan.acp["mode"] == "auto" and "CODEX_HOME" not in plan.env
     assert {name for name in plan.env if name.endswith("_API_KEY")} == {"ANTHROPIC_API_KEY"}
 

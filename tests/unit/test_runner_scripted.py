@@ -183,7 +183,7 @@ def test_the_checkout_cannot_shadow_the_standard_library(launch: Launch) -> None
     ("script", "line", "message", "hint"),
     [
         ("", 0, "empty", "steps"),
-        ("just text", 1, "must be a mapping", ""),
+        ("play.yaml", 1, "not the name of a file", "--script FILE"),
         ("steps: []", 1, "not empty", ""),
         ("stepz: [{say: a}]", 1, "stepz", "steps"),
         ("session: a", 1, "either", ""),

@@ -80,6 +80,7 @@ def test_newer(one: str, other: str, is_newer: bool) -> None:
         (["status"], False),
         (["--json", "status"], False),
         (["version"], True),
+        (["--version"], True),
         (["daemon", "stop"], True),
         (["daemon/stop"], True),
         (["repo/list"], False),

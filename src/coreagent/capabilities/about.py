@@ -14,10 +14,9 @@ from coreagent.core import Core
 from coreagent.dispatch import launch, prompt, rows
 from coreagent.models.report import AgentRow, DaemonStatus, StopReply, TemplateRow, TemplateShow
 from coreagent.plural import plural
+from coreagent.runners import named
 from coreagent.runners.base import which
-
-NAMED = ("acp", "command")
-"""Runners that cannot be asked for without a name."""
+from coreagent.runners.program import version_of
 
 
 @capability("agents", cli="agents", read_only=True)
@@ -26,7 +25,7 @@ async def agents(core: Core, caller: Caller) -> list[AgentRow]:
     core.refresh_settings()
     env = caller.env or core.env
     by_name = {name: await asyncio.to_thread(_runner_row, core, env, name) for name in runners.FAMILY}
-    for name in NAMED:
+    for name in named.RUNNERS:
         by_name.pop(name)
     for name in core.settings.commands:
         by_name[f"command:{name}"] = await asyncio.to_thread(_command_row, core, env, name)
@@ -35,12 +34,27 @@ async def agents(core: Core, caller: Caller) -> list[AgentRow]:
     found = list(by_name.values())
     found += [_identity_row(core, by_name, name, identity) for name, identity in core.settings.agents.items()]
     facts = core.engine.facts()
-    used = {pool: rows.pool_row(core.engine, pool, facts) for pool in {row.pool for row in found}}
-    return [
-        row.model_copy(update={"limit": use.limit, "running": use.running, "use": use})
-        for row in found
-        for use in (used[row.pool],)
-    ]
+    own = {row.pool for row in found}
+    used = {pool: rows.pool_row(core.engine, pool, facts) for pool in own | _configured(core)}
+    told = []
+    for row in found:
+        use = used[row.pool]
+        variants = [] if row.kind == "identity" else [used[pool] for pool in _variants(core, row.runner, own)]
+        told.append(
+            row.model_copy(update={"limit": use.limit, "running": use.running, "use": use, "variants": variants})
+        )
+    return told
+
+
+def _configured(core: Core) -> set[str]:
+    return {*core.settings.concurrency, *core.settings.rates}
+
+
+def _variants(core: Core, runner: str, own: set[str]) -> list[str]:
+    """Pools of the settings that some of a runner's models are in, and no row by itself."""
+    models = config.CLAUDE_MODELS if runner == "claude" else ()
+    rest = sorted(_configured(core) - own)
+    return [pool for pool in rest if pool.startswith(f"{runner}-") or any(model in pool for model in models)]
 
 
 def _runner_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
@@ -67,16 +81,14 @@ def _runner_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
 def _command_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
     """A program of the settings; one with a relative path can only be looked for in a checkout."""
     told = core.settings.commands[name]
-    program = told.argv[0]
-    in_checkout = "/" in program and not program.startswith("/")
-    path = program if in_checkout else which(program, {**env, **told.env})
+    path = named.located(told.argv[0], {**env, **told.env})
     return AgentRow(
         name=f"command:{name}",
         kind="command",
         runner="command",
         found=bool(path),
         path=path,
-        problem="" if path else f"{program} cannot be executed" if "/" in program else f"{program} is not on the PATH",
+        problem="" if path else named.missing(told.argv[0]),
         login="not_needed",
         pool=config.pool_of("command", name, core.settings),
     )
@@ -90,7 +102,7 @@ def _acp_rows(core: Core, env: dict[str, str]) -> list[AgentRow]:
     known = {name: known.argv[0] for name, known in KNOWN.items() if which(known.argv[0], env)}
     rows = []
     for name, program in {**known, **told}.items():
-        path = program if program.startswith("/") else which(program, env)
+        path = named.located(program, env)
         rows.append(
             AgentRow(
                 name=f"acp:{name}",
@@ -98,8 +110,11 @@ def _acp_rows(core: Core, env: dict[str, str]) -> list[AgentRow]:
                 runner="acp",
                 found=bool(path),
                 path=path,
-                problem="" if path else f"{program} is not on the PATH",
+                # A program that we know nothing of might take `--version` for something to do.
+                version=version_of(path, KNOWN[name].env) if name not in told else "",
+                problem="" if path else named.missing(program),
                 login="unknown",
+                login_how="its own, which is not asked",
                 pool=config.pool_of("acp", name, core.settings),
             )
         )
@@ -109,7 +124,7 @@ def _acp_rows(core: Core, env: dict[str, str]) -> list[AgentRow]:
 def _identity_row(core: Core, by_name: dict[str, AgentRow], name: str, identity: config.Identity) -> AgentRow:
     runner, _, model = identity.runner.partition(":")
     runner = config.ALIASES.get(runner, runner)
-    known = by_name.get(identity.runner if runner in NAMED else runner)
+    known = by_name.get(identity.runner if runner in named.RUNNERS else runner)
     return AgentRow(
         name=name,
         kind="identity",

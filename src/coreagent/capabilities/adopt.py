@@ -93,7 +93,8 @@ async def _queued(
         f"{f', branch {source.branch}' if source.branch else ''}. See what was done so far with git log and git diff,"
         " then finish it."
     )
-    asked = Request(text, options, repo=str(source.main.top), agent=agent or ("claude" if found else ""), name=name)
+    asked = Request(text, options, repo=str(source.main.top), agent=agent or ("claude" if found else ""), name=name,
+                    agent_later=True)  # fmt: skip
     made, _ = await intake.resolve(engine, caller, asked)
     if not name:
         traces = await asyncio.to_thread(intake.find_traces, core.home, _repo(core, made, source), [])
@@ -185,7 +186,7 @@ def _reply(core: Core, now: Dispatch, source: Source, notes: list[str], again: b
         state=now.state,
         path=rows.workspace_path(core.engine, now),
         source=str(source.top),
-        branch=now.branch,
+        branch="" if now.harvest.status == "rejected" and not now.branch_sha else now.branch,
         base_ref=now.base_ref,
         base_sha=now.base_sha,
         agent=now.agent,
@@ -195,7 +196,7 @@ def _reply(core: Core, now: Dispatch, source: Source, notes: list[str], again: b
         deletions=now.harvest.deletions,
         session_id=now.session_id,
         again=again,
-        notes=[*notes, *rows.warnings(core.engine)],
+        notes=[*notes, *rows.warnings(core.engine, notices=False)],
     )
 
 

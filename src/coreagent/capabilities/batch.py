@@ -74,7 +74,7 @@ async def _answer(core: Core, caller: Caller, name: str, planned: Sequence[Plann
     queued = {d.id: d for d in (await arrival.queue_all(core.engine, caller, new) if new and not dry_run else [])}
     called = {one.dispatch.id: one.key for one in planned}
     told = [_row(core, one, queued.get(one.dispatch.id, one.dispatch), called) for one in planned]
-    notes = rows.warnings(core.engine)
+    notes = rows.warnings(core.engine, notices=False)
     if left_out := max((one.dispatch.left_out for one in planned if one.base is not None), default=0):
         said = "changed or untracked file of your work tree is left out"
         notes.append(plural(left_out, said, said.replace("file of", "files of").replace(" is ", " are ")))

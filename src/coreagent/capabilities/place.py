@@ -49,6 +49,8 @@ async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
         base_sha=found.base_sha,
         session_id=found.session_id,
         prompt=prompt,
+        agents=found.options.agents,
+        tried=found.tried,
         attempts=[a.model_dump(mode="json", exclude={"prompt"}) for a in attempts],
         usage=found.usage,
         permissions=found.options.permissions or "edits",

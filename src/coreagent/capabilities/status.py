@@ -7,12 +7,12 @@ import time
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import after, attached, bring, cleanup, ports, rows
+from coreagent.dispatch import after, attached, bring, cleanup, fallback, ports, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
-from coreagent.models.dispatch import RESTING, Dispatch, Fate, State
+from coreagent.models.dispatch import RESTING, Attempt, Dispatch, Fate, State
 from coreagent.models.report import HistoryRow, StatusReport, WatchReply, WhyReport
 from coreagent.plural import plural
 
@@ -46,7 +46,9 @@ async def why(core: Core, caller: Caller, workspace: Workspace) -> WhyReport:
         facts=[*await _facts(core, found), *([f"its checkout is gone: {checkout}"] if lost else [])],
         next=[]
         if attached.holder(core.engine, found.id) is not None
-        else _next_without_checkout(found) if lost and found.fate is Fate.OPEN else _next(found),
+        else _next_without_checkout(found)
+        if lost and found.fate is Fate.OPEN
+        else _next(core.engine, found),
     )
 
 
@@ -209,7 +211,8 @@ async def _names(core: Core, ids: list[str]) -> list[str]:
 
 async def _facts(core: Core, d: Dispatch) -> list[str]:
     base = f"from {d.base_ref or 'a commit'} at {d.base_sha[:12]}"
-    said = [f"{d.created_at:%Y-%m-%d %H:%M:%S} queued for {d.agent} in {d.repo_path}, {base}"]
+    asked = ", else ".join(d.options.agents) or d.agent
+    said = [f"{d.created_at:%Y-%m-%d %H:%M:%S} queued for {asked} in {d.repo_path}, {base}"]
     if d.left_out:
         said.append(
             plural(
@@ -225,23 +228,12 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         said.append(d.settings_note)
     if d.setup_note:
         said.append(d.setup_note)
+    happened = fallback.story(d)
     for a in await core.store.attempts_of(d.id):
-        if a.started_at is None:
-            said.append(f"{a.claimed_at:%Y-%m-%d %H:%M:%S} attempt {a.n} claimed; its agent was not executed")
-            continue
-        program = f", {d.runner} {a.version}" if a.version else ""
-        line = f"{a.started_at:%Y-%m-%d %H:%M:%S} attempt {a.n} executed ({a.kind}){program}, shim {a.shim_pid}"
-        said.append(line)
-        if a.ended_at is None:
-            continue
-        how = f"signal {a.exit_signal}" if a.exit_signal else f"exit code {a.exit_code}"
-        stopped = f", stopped by {a.stopped_by}" if a.stopped_by else ""
-        said.append(
-            f"{a.ended_at:%Y-%m-%d %H:%M:%S} attempt {a.n} ended: terminal event {a.outcome.terminal}, {how}{stopped}; "
-            f"{plural(a.harvest.files, 'file')} changed, harvest {a.harvest.status}"
-        )
-        if a.outcome.message:
-            said.append(f"  it said: {a.outcome.message[:400]}")
+        while happened and happened[0][0] < a.claimed_at:
+            said.append("{:%Y-%m-%d %H:%M:%S} {}".format(*happened.pop(0)))
+        said += _attempt_facts(a, d)
+    said += ["{:%Y-%m-%d %H:%M:%S} {}".format(*one) for one in happened]
     if d.denied_tools:
         said.append("denied tools: " + ", ".join(d.denied_tools))
     if d.harvest.rescue_ref:
@@ -263,6 +255,25 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
     return said
 
 
+def _attempt_facts(a: Attempt, d: Dispatch) -> list[str]:
+    """What is known of one attempt. The agent of a task may change from turn to turn: each is told with its own."""
+    if a.started_at is None:
+        return [f"{a.claimed_at:%Y-%m-%d %H:%M:%S} attempt {a.n} claimed; its agent was not executed"]
+    program = " ".join(filter(None, [a.agent or d.agent, a.version]))
+    said = [f"{a.started_at:%Y-%m-%d %H:%M:%S} attempt {a.n} executed ({a.kind}), {program}, shim {a.shim_pid}"]
+    if a.ended_at is None:
+        return said
+    how = f"signal {a.exit_signal}" if a.exit_signal else f"exit code {a.exit_code}"
+    stopped = f", stopped by {a.stopped_by}" if a.stopped_by else ""
+    said.append(
+        f"{a.ended_at:%Y-%m-%d %H:%M:%S} attempt {a.n} ended: terminal event {a.outcome.terminal}, {how}{stopped}; "
+        f"{plural(a.harvest.files, 'file')} changed, harvest {a.harvest.status}"
+    )
+    if a.outcome.message:
+        said.append(f"  it said: {a.outcome.message[:400]}")
+    return said
+
+
 def _next_without_checkout(d: Dispatch) -> list[str]:
     """What can be done with what was brought home or kept before the checkout went: no agent can go on there."""
     name = d.name
@@ -272,7 +283,20 @@ def _next_without_checkout(d: Dispatch) -> list[str]:
     return [f"core-agent diff {name}", f"core-agent accept {name}"] * landable + [f"core-agent reject {name}"]
 
 
-def _next(d: Dispatch) -> list[str]:
+def _ways_on(engine: Engine, d: Dispatch) -> list[str]:
+    """How a person has a queued task start that waits for a pool or for a time."""
+    held = rows.held_up(engine, d, engine.facts())
+    at_once = [f"core-agent resume {d.name}"] if d.waiting_until is not None else []
+    if held is None:
+        return []
+    if held.word in ("parked", "frozen_pool"):
+        return [f"core-agent queue start --pool {d.pool}", *at_once]
+    if held.word == "rate_limit":
+        return [*at_once, f"core-agent queue start --pool {d.pool}"]
+    return []
+
+
+def _next(engine: Engine, d: Dispatch) -> list[str]:
     name = d.name
     if d.workspace_gone:
         return []
@@ -300,7 +324,7 @@ def _next(d: Dispatch) -> list[str]:
         case State.QUEUED if after.is_held(d):
             return [f"core-agent queue start {name}", f"core-agent queue drop {name}"]
         case State.QUEUED:
-            return [f"core-agent queue drop {name}", "core-agent queue list"]
+            return [*_ways_on(engine, d), f"core-agent queue drop {name}", "core-agent queue list"]
         case State.RUNNING | State.PREPARING:
             return [f"core-agent watch {name}", f"core-agent pause {name}", f"core-agent cancel {name}"]
         case _:
@@ -341,6 +365,7 @@ async def history(core: Core, limit: int = 50) -> list[HistoryRow]:
             dispatch_id=d.id,
             workspace=d.workspace,
             agent=d.agent,
+            tried=d.tried,
             model=d.model,
             template=d.options.template,
             state=d.state,

@@ -16,7 +16,11 @@ from coreagent.cli.commands import batch, follow, install, job, look, notify, no
 
 
 class Slashed(TyperGroup):
-    """`repo/list` is `repo list`: the names of the capabilities work as they are written."""
+    """`repo/list` is `repo list`: the names of the capabilities work as they are written; `--version` is `version`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """`--version` is asked of every program, so that it is the same as `version`."""
+        return super().parse_args(ctx, ["version", *args[1:]] if args[:1] == ["--version"] else args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         first, *rest = args

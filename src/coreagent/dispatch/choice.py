@@ -14,6 +14,7 @@ from coreagent.config import Chosen, Settings
 from coreagent.dispatch import fallback, launch
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import Tried
+from coreagent.runners import named
 
 if TYPE_CHECKING:
     from coreagent.core import Core
@@ -34,8 +35,10 @@ def agents_of(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def choose(core: Core, caller: Caller, text: str, settings: Settings, *, by_default: bool = False) -> Choice:
-    """Return the first agent of the request that can be used. Blocking.
+def choose(
+    core: Core, caller: Caller, text: str, settings: Settings, *, by_default: bool = False, later: bool = False
+) -> Choice:
+    """Return the first agent of the request that can be used; with `later` the first one, when none can yet. Blocking.
 
     Raises: unknown_agent, remote_identity for any of them; runner_missing, runner_too_old, not_logged_in of the first
     one when none can be used.
@@ -46,7 +49,7 @@ def choose(core: Core, caller: Caller, text: str, settings: Settings, *, by_defa
     tried: list[Tried] = []
     for name, one in zip(names, chosen, strict=True):
         try:
-            require(core, caller, one)
+            require(core, caller, one, settings)
         except CoreAgentError as error:
             if error.slug not in fallback.UNUSABLE:
                 raise
@@ -54,6 +57,8 @@ def choose(core: Core, caller: Caller, text: str, settings: Settings, *, by_defa
             tried.append(Tried(agent=name, reason=error.slug, at=core.now()))
             continue
         return Choice(name, one, names if len(names) > 1 else [], tried)
+    if later:
+        return Choice(names[0], chosen[0], names if len(names) > 1 else [])
     if by_default and chosen[0].runner in runners.REAL and refused[0].slug != "not_logged_in":
         raise _nobody(core, caller, text, refused[0])
     raise refused[0]
@@ -78,13 +83,15 @@ def _nobody(core: Core, caller: Caller, agent: str, refusal: CoreAgentError) -> 
     )
 
 
-def require(core: Core, caller: Caller, chosen: Chosen) -> None:
+def require(core: Core, caller: Caller, chosen: Chosen, settings: Settings) -> None:
     """Raise what keeps an agent from being used here: runner_missing, runner_too_old, not_logged_in."""
     runner = runners.load(chosen.runner)
     own = launch.runner_settings(core, chosen.runner)
     env = caller.env or core.env
     found = runner.find(env, own)
-    if chosen.runner != "command":
+    if chosen.runner in named.RUNNERS:
+        named.require_chosen(chosen, settings, env)
+    else:
         found.require()
     login = runner.login(env, own)
     if login.state == "no":

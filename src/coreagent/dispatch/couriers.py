@@ -54,7 +54,8 @@ async def send(channel: Channel, notice: Notice, settings: NotifySettings, env: 
             return Sent("neither notify-send nor osascript is on the daemon's PATH", passing=False)
         return await _program(argv, b"", env, cwd, DESKTOP_S)
     if channel == "command":
-        return await _program(settings.command, body, env, cwd, PROGRAM_S)
+        # A line, as a shell's `read` and every tool of lines want it.
+        return await _program(settings.command, body + b"\n", env, cwd, PROGRAM_S)
     return await _post(settings.webhook, body, env)
 
 

@@ -40,6 +40,7 @@ CURABLE: frozenset[Reason] = frozenset(
 """What another agent may do better. A person's stop, the wall clock and what the repository causes are not in it."""
 UNUSABLE = frozenset({"runner_missing", "runner_too_old", "not_logged_in"})
 """Errors of a launch that say that this agent cannot be used here at all."""
+PARKED = "parked"
 
 
 def after_ending(
@@ -77,14 +78,14 @@ def around_park(engine: Engine, dispatch: Dispatch, now: datetime) -> dict[str, 
     park = engine.pools.parks.get(dispatch.pool)
     if park is None or park.until <= now:
         return None
-    return _next(engine, dispatch, "parked", now)
+    return _next(engine, dispatch, PARKED, now)
 
 
 def _next(
     engine: Engine, dispatch: Dispatch, why: str, now: datetime, *, parked_now: bool = False
 ) -> dict[str, Any] | None:
     tried = [*dispatch.tried, Tried(agent=dispatch.agent, reason=why, at=now)]
-    gone = {one.agent for one in tried}
+    gone = {one.agent for one in tried if not one.passing}
     for text in dispatch.options.agents:
         if text in gone:
             continue
@@ -95,6 +96,7 @@ def _next(
         pool = config.pool_of(chosen.runner, chosen.model, engine.core.settings)
         park = engine.pools.parks.get(pool)
         if (park is not None and park.until > now) or (parked_now and pool == dispatch.pool):
+            tried.append(Tried(agent=text, reason=PARKED, at=now, passing=True))
             continue
         return {
             "state": State.QUEUED,
@@ -114,3 +116,27 @@ def _next(
             "ended_at": None,
         }
     return None
+
+
+def story(dispatch: Dispatch) -> list[tuple[datetime, str]]:
+    """What became of each agent that had the task, or was passed over, before the one that has it now."""
+    told = []
+    for at, one in enumerate(dispatch.tried):
+        after = next((other.agent for other in dispatch.tried[at + 1 :] if not _passed_over(other)), dispatch.agent)
+        why = one.reason.replace("_", " ")
+        if one.reason == PARKED:
+            what = f"{one.agent} was passed over: its pool was parked"
+        elif one.reason in UNUSABLE:
+            what = f"{one.agent} was passed over: {why}"
+        elif one.reason == Reason.NO_CHANGES:
+            what = f"{one.agent} changed nothing; {after} goes on"
+        elif one.reason == Reason.RATE_LIMIT:
+            what = f"{one.agent} met its rate limit; {after} goes on"
+        else:
+            what = f"{one.agent} failed ({why}); {after} goes on"
+        told.append((one.at, what))
+    return told
+
+
+def _passed_over(one: Tried) -> bool:
+    return one.reason == PARKED or one.reason in UNUSABLE

@@ -49,6 +49,8 @@ class Request:
     """Fetch first, and start from where the remote has the branch."""
     quick: bool = False
     """What the person has not committed may be counted later (`Base.counting`), when a checkout lies ready."""
+    agent_later: bool = False
+    """No agent is started for now: it need not be usable yet."""
 
 
 async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dispatch, Base]:
@@ -95,7 +97,8 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         changed_at=now,
     )
     engine.remember_settings(made, applied)
-    launch.preview(core, caller, made, task)
+    if not request.agent_later:
+        launch.preview(core, caller, made, task)
     return made, base
 
 
@@ -128,7 +131,7 @@ def _look(
                 f"{agent} is a command of the repository's own, and nobody trusted it as it is",
                 hint="`core-agent repo trust` in its directory shows what it would run",
             )
-    choice = choose(core, caller, asked, settings, by_default=not request.agent)
+    choice = choose(core, caller, asked, settings, by_default=not request.agent, later=request.agent_later)
     runner = runners.load(choice.chosen.runner)
     own = launch.runner_settings(core, choice.chosen.runner)
     if options.script and choice.chosen.runner != "scripted":

@@ -12,7 +12,7 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from coreagent.dispatch import couriers, notice
+from coreagent.dispatch import couriers, notice, rows
 from coreagent.dispatch.couriers import Channel
 from coreagent.dispatch.notice import Notice
 from coreagent.errors import CoreAgentError
@@ -28,7 +28,7 @@ PAUSES_S = (1.0, 5.0, 25.0)
 AGE_MOST = timedelta(days=1)
 """What is older is of no use any more: nobody wants a hundred old words after a week's sleep."""
 PAGE = 500
-KEY = "notify:"
+KEY = rows.NOTICES
 """Control of a channel: the number of the last event that was looked at."""
 
 

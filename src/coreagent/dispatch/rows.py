@@ -29,6 +29,8 @@ QUEUED_SHOWN = 200
 """How many of those that wait `status` shows."""
 QUEUED_MOST = 1000
 NAMED = 5
+NOTICES = "notify:"
+"""How the names of troubles begin that are about notices which do not arrive."""
 ASK_NOBODY = ("command", "scripted")
 """Runners to which permissions mean nothing, so that no consent is asked for either."""
 
@@ -193,13 +195,13 @@ def _made_without(shown: list[Dispatch]) -> list[str]:
     return said
 
 
-def warnings(engine: Engine) -> list[str]:
-    """What a person must know wherever they look."""
+def warnings(engine: Engine, *, notices: bool = True) -> list[str]:
+    """What a person must know wherever they look; with `notices`, also which of them do not arrive."""
     core, said = engine.core, []
     if core.store.ephemeral:
         said.append(f"state is in memory only and ends with the daemon: {core.store.why}")
     said += core.problems
-    said += engine.troubles.values()
+    said += [told for key, told in engine.troubles.items() if notices or not key.startswith(NOTICES)]
     if "frozen" in engine.controls:
         said.append("the queue is frozen; `core-agent queue start` lets it go on")
     if engine.draining:

@@ -245,9 +245,11 @@ class Sync:
         moved = await asyncio.to_thread(git_forward.reset, cache, Path(repo.path), branch, name)
         workspace = f"{repo.org}/{repo.name}/{name}"
         rows = [
-            RescueRow(workspace=workspace, n=kept.n, ref=kept.ref, sha=kept.sha, reason="reset", at=core.now())
-            for kept in moved.kept
-        ]
+            RescueRow(
+                workspace=workspace, n=one.n, ref=one.ref, sha=one.sha, reason="reset", files=one.files, at=core.now()
+            )
+            for one in moved.kept
+        ]  # fmt: skip
         if rows:
             await core.store.commit(*(SaveRescue(row) for row in rows))
         back = f"{plural(len(rows), 'state was', 'states were')} kept: core-agent rescue apply {workspace}"

@@ -19,11 +19,13 @@ from coreagent.git import ref as refs
 from coreagent.git.author import DAEMON, identity
 from coreagent.git.cache import import_commit, is_ancestor, lay_out, locked, object_format
 from coreagent.git.commit import stage, write_commit, write_tree
+from coreagent.git.diff import numstat
 from coreagent.git.harvest import move, user_git_dir, worktrees_on
 from coreagent.git.inspect import resolve
 from coreagent.git.pack import carry, present
 from coreagent.git.rescue import Rescue, rescue_save
 from coreagent.git.run import disk, environment, git
+from coreagent.git.worktrees import merge_base
 from coreagent.plural import plural
 
 _UNDER_WAY = {
@@ -37,12 +39,20 @@ _UNDER_WAY = {
 
 
 @dataclass(frozen=True)
+class Kept(Rescue):
+    """A state that a branch or its checkout had."""
+
+    files: int
+    """Files that it changes: a commit since it parted from what took its place, anything else since HEAD."""
+
+
+@dataclass(frozen=True)
 class Moved:
     """Where a branch stood, where it stands now, and what was kept of what it had."""
 
     before: str
     after: str
-    kept: tuple[Rescue, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 def forward(top: Path, branch: str) -> Moved:
@@ -122,7 +132,7 @@ def reset(cache: Path, top: Path, branch: str, name: str) -> Moved:
     return Moved(before, after, tuple(kept))
 
 
-def _keep(cache: Path, top: Path, git_dir: Path, name: str, head: str, tips: list[str], after: str) -> list[Rescue]:
+def _keep(cache: Path, top: Path, git_dir: Path, name: str, head: str, tips: list[str], after: str) -> list[Kept]:
     """Bring everything that is only here into the cache, each under a rescue ref."""
     with locked(cache):
         if not (cache / "HEAD").exists():
@@ -134,7 +144,12 @@ def _keep(cache: Path, top: Path, git_dir: Path, name: str, head: str, tips: lis
     with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".sync.") as scratch:
         lost += _staged(cache, top, git_dir, head, Path(scratch))
         lost += _changed(cache, top, git_dir, head, after, Path(scratch))
-    return [rescue_save(cache, name, sha) for sha in lost]
+    kept = []
+    for sha in lost:
+        base = merge_base(git_dir, after, sha) if sha in (*tips, head) else head
+        saved = rescue_save(cache, name, sha)
+        kept.append(Kept(saved.name, saved.n, saved.ref, saved.sha, numstat(cache, base, sha).files if base else 0))
+    return kept
 
 
 def _staged(cache: Path, top: Path, git_dir: Path, head: str, scratch: Path) -> list[str]:

@@ -225,6 +225,7 @@ class AdoptReply(BaseModel):
     source: str
     """Where it came from; nothing there was changed."""
     branch: str
+    """Where its work is in the repository; "" when it could not be brought there."""
     base_ref: str = ""
     base_sha: str = ""
     agent: str

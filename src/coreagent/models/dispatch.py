@@ -131,13 +131,15 @@ class Options(BaseModel):
 
 
 class Tried(BaseModel):
-    """An agent that a dispatch was taken from."""
+    """An agent that a dispatch was taken from, or that was passed over."""
 
     model_config = ConfigDict(frozen=True)
     agent: str
     reason: str
     """A `Reason`, the slug of the error of its launch, or `parked`."""
     at: datetime
+    passing: bool = False
+    """It was passed over that once, and may still get the task."""
 
 
 class Attempt(BaseModel):
@@ -222,7 +224,7 @@ class Dispatch(BaseModel):
     rate_limited: int = 0
     """Rate limits in a row."""
     tried: list[Tried] = Field(default_factory=list)
-    """Agents that had it before the one that has it now."""
+    """Agents that had it, or were passed over, before the one that has it now."""
     alone: int = 0
     """Turns it was given by itself since a person last said something."""
     runs: int = 0

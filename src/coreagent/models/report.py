@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from coreagent.models.agent import AgentEvent, Cost, Reason, Usage
-from coreagent.models.dispatch import Fate, Stage, State
+from coreagent.models.dispatch import Fate, Stage, State, Tried
 
 
 class DispatchReply(BaseModel):
@@ -220,6 +220,8 @@ class HistoryRow(BaseModel):
     dispatch_id: str
     workspace: str
     agent: str
+    tried: list[Tried] = Field(default_factory=list)
+    """Agents that had it, or were passed over, before `agent`."""
     model: str = ""
     template: str = ""
     state: State
@@ -280,6 +282,10 @@ class WorkspaceShow(BaseModel):
     base_sha: str
     session_id: str
     prompt: str = ""
+    agents: list[str] = Field(default_factory=list)
+    """All agents that may do it, in the order in which they are tried; empty when there is one."""
+    tried: list[Tried] = Field(default_factory=list)
+    """Agents that had it, or were passed over, before the one that has it now."""
     attempts: list[dict[str, Any]] = Field(default_factory=list)
     usage: Usage = Usage()
     permissions: str = "edits"
@@ -382,6 +388,8 @@ class AgentRow(BaseModel):
     running: int = 0
     use: PoolRow | None = None
     """What is used of its pool, and what holds the whole pool up."""
+    variants: list[PoolRow] = Field(default_factory=list)
+    """Pools of their own that the settings have for some of its models."""
     roles: list[str] = Field(default_factory=list)
 
 

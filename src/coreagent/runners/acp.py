@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
 from coreagent.paths import VERSION
-from coreagent.runners import codex, opencode, program
+from coreagent.runners import codex, named, opencode, program
 from coreagent.runners.acp_stream import AcpParser
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, which, word
 
@@ -114,12 +114,7 @@ class Acp(Runner):
                 f"there is no ACP agent {name!r:.100}" if name else "the acp runner needs the name of an agent",
                 hint=f"name it under `acp` in agents.yaml, or use acp:{', acp:'.join(KNOWN)}",
             )
-        path = argv[0] if "/" in argv[0] else which(argv[0], launch.env)
-        if not path:
-            how = f"install it with `{known.install}`, or give" if known.install else "give"
-            raise CoreAgentError(
-                "runner_missing", f"{argv[0]!r} is not on the PATH", hint=f"{how} its full path as acp.{name}.argv"
-            )
+        path = named.require(argv[0], launch.env, f"acp.{name}", known.install if own is None else "")
         # A private home is for agents of which we know where they keep their login.
         private = bool(launch.config_home and known.home and own is None)
         wish: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Usage
+from coreagent.runners import named
 from coreagent.runners.base import (
     TEXT_LIMIT,
     Found,
@@ -20,7 +21,6 @@ from coreagent.runners.base import (
     Runner,
     RunnerSettings,
     bounded,
-    which,
 )
 
 
@@ -47,14 +47,7 @@ class Command(Runner):
             )
         program, *rest = launch.command.argv
         env = {**launch.env, "TMPDIR": launch.tmp_dir, **launch.command.env}
-        # A name with a slash is relative to the checkout, as it would be in a shell there.
-        path = program if "/" in program else which(program, env)
-        if not path:
-            raise CoreAgentError(
-                "runner_missing",
-                f"the command's program {program!r} is not on the PATH",
-                hint="name it with its full path in agents.yaml, or check the PATH of the shell you dispatch from",
-            )
+        path = named.require(program, env, f"commands.{launch.model}")
         return Plan(
             argv=[path, *rest, *launch.settings.args, *launch.args],
             env=env,

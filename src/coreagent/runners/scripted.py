@@ -174,6 +174,11 @@ def parse_script(text: str) -> tuple[list[list[tuple[str, Any]]], str]:
         raise _bad(0, str(error)) from error
     if root is None:
         raise _bad(0, "the script is empty", hint="begin with `steps:` and a list of steps")
+    if isinstance(root, yaml.ScalarNode):
+        hint = (
+            "a file's name is for `--script FILE`; everywhere else give the text itself, in a file of tasks `script: |`"
+        )
+        raise _bad(1, "a script is YAML text with `steps`, not the name of a file", hint=hint)
     top = _mapping(root, "a script", ("steps", "turns", "session"))
     if ("steps" in top) == ("turns" in top):
         raise _bad(root.start_mark.line + 1, "a script has either `steps` or `turns`")

@@ -42,7 +42,7 @@ _DEFAULTS: dict[str, Any] = {"expect": "changes", "priority": 0}
 
 
 def dispatch_file(
-    file: str, arguments: dict[str, Any], several: object, follow: bool, limit: float | None, as_json: bool, call: Call
+    file: str, arguments: dict[str, Any], several: bool, follow: bool, limit: float | None, as_json: bool, call: Call
 ) -> None:
     """`dispatch --file`."""
     given = [n for n, v in arguments.items() if n not in _OF_A_FILE and v not in (_DEFAULTS.get(n), "", None, [], {})]
@@ -61,8 +61,8 @@ def dispatch_file(
 
 def dispatch_siblings(
     arguments: dict[str, Any],
-    count: int,
-    agents: str,
+    count: int | None,
+    agents: str | None,
     follow: bool,
     limit: float | None,
     as_json: bool,
@@ -74,8 +74,10 @@ def dispatch_siblings(
     own = ("after", "on_top", "dry_run")
     task = {names.get(name, name): value for name, value in arguments.items() if name not in own}
     asked = {name: arguments[name] for name in own}
-    listed = [part.strip() for part in agents.split(",") if part.strip()]
-    reply = call("batch.siblings", {"task": task, "count": count, "agents": listed, **asked})
+    listed = [part.strip() for part in (agents or "").split(",") if part.strip()]
+    if count is not None and agents is not None:
+        raise CoreAgentError("conflicting_options", "--count and --agents exclude each other")
+    reply = call("batch.siblings", {"task": task, "count": count or 0, "agents": listed, **asked})
     _answer_and_wait(reply, follow, limit, as_json)
 
 

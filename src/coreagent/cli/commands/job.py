@@ -105,13 +105,13 @@ def dispatch(
     escalate: Annotated[
         bool, typer.Option("--escalate", help="Of a list of agents, the next one when one changed nothing.")
     ] = False,
-    count: Annotated[int, typer.Option("--count", min=0, help="So many siblings do it side by side.")] = 0,
+    count: Annotated[int | None, typer.Option("--count", min=0, help="So many siblings do it side by side.")] = None,
     agents: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--agents", metavar="A,B", help="One sibling for each agent, side by side.", autocompletion=suggest.agents
         ),
-    ] = "",
+    ] = None,
     file: Annotated[
         str, typer.Option("--file", metavar="FILE", help="The tasks of this YAML file; `-`: standard input.")
     ] = "",
@@ -158,14 +158,15 @@ def dispatch(
         "dry_run": dry_run,
     }
     limit = seconds(wait_timeout) if wait_timeout else None
+    several = count is not None or agents is not None
     if file:
-        batch.dispatch_file(file, arguments, count or agents, follow, limit, as_json, _with_consent)
+        batch.dispatch_file(file, arguments, several, follow, limit, as_json, _with_consent)
         return
     if not (arguments["task"] or issue is not None or pr is not None or template or script):
         raise CoreAgentError(
             "usage", "there is no task", hint='core-agent dispatch "fix the failing test"   (`-` reads standard input)'
         )
-    if count or agents:
+    if several:
         batch.dispatch_siblings(arguments, count, agents, follow, limit, as_json, _with_consent)
         return
     reply = _with_consent("dispatch", arguments)

@@ -148,6 +148,8 @@ def workspace_lines(show: WorkspaceShow, width: int, paint: Paint, now: datetime
         ("now", what_now(row, now)),
         ("task", one_line(row.task)),
         ("agent", " ".join(filter(None, [one_line(row.agent), f"(pool {one_line(row.pool)})", one_line(row.model)]))),
+        ("of", one_line(", ".join(show.agents))),
+        ("before it", one_line(", ".join(f"{one.agent} ({one.reason.replace('_', ' ')})" for one in show.tried))),
         ("branch", one_line(row.branch)),
         ("base", f"{one_line(show.base_ref)} {show.base_sha[:10]}".strip()),
         ("repository", one_line(show.repo_path)),
@@ -188,7 +190,8 @@ def _used(show: WorkspaceShow) -> str:
 
 def _attempt_line(attempt: dict[str, object]) -> str:
     told = {key: one_line(str(value)) for key, value in attempt.items() if value not in (None, "")}
-    words = [told.get("kind", ""), told.get("reason", ""), told.get("stopped_by", "")]
+    program = " ".join(filter(None, [told.get("agent", ""), told.get("version", "")]))
+    words = [program, told.get("kind", ""), told.get("reason", ""), told.get("stopped_by", "")]
     code = f"exit {told['exit_code']}" if "exit_code" in told else ""
     return f"  attempt {told.get('n', '?'):<3} " + ", ".join(word for word in [*words, code] if word)
 

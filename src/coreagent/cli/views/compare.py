@@ -129,7 +129,8 @@ def adopt_lines(reply: AdoptReply, width: int, paint: Paint) -> list[str]:
     lines = [f"{paint.bold(one_line(reply.workspace))}  {verb}, {reply.state}"]
     lines += wrap(f"from {one_line(reply.source)}, which stays as it is", width, "  ")
     what = [plural(reply.commits, "commit"), diffstat(reply.files, reply.insertions, reply.deletions)]
-    lines += wrap(", ".join(part for part in what if part) + f" on {one_line(reply.branch)}", width, "  ")
+    home = f" on {one_line(reply.branch)}" if reply.branch else ""
+    lines += wrap(", ".join(part for part in what if part) + home, width, "  ")
     for note in reply.notes:
         lines += [paint.yellow(line) for line in wrap(f"note: {one_line(note)}", width, "  ")]
     name = one_line(reply.workspace)

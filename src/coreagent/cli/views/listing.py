@@ -162,8 +162,10 @@ def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint, now: datetim
         state = one_line(row.path) or "ok"
         if not row.found or row.problem:
             state = one_line(row.problem) or "not found"
-        login = {"yes": "yes", "no": "no", "unknown": "?", "not_needed": "-"}[row.login] if row.found else "-"
-        version = one_line(row.version).partition(" ")[0] or "-"
+        unasked = "not asked" if row.found and row.runner == "acp" else ""
+        words = {"yes": "yes", "no": "no", "unknown": unasked or "?", "not_needed": "-"}
+        login = words[row.login] if row.found else "-"
+        version = one_line(row.version).partition(" ")[0] or unasked or "-"
         version += f" (≥{row.minimum})" if row.minimum and row.version else ""
         name = one_line(row.name) + (f" = {one_line(row.runner)}" if row.kind == "identity" else "")
         cell = [
@@ -184,9 +186,15 @@ def agent_lines(rows: Sequence[AgentRow], width: int, paint: Paint, now: datetim
             # Not in a table's cell: which of them is used is what a person has to know.
             there = f"{row.path} is used; there is also {', '.join(row.others)}"
             lines += [paint.yellow(line) for line in wrap(one_line(f"  {row.name}: {there}"), width, "    ")]
-    for use in {row.pool: row.use for row in rows if row.use and row.pool}.values():
-        if words := _pool_words(use, now):
-            lines += [paint.yellow(line) for line in wrap(f"  pool {one_line(use.pool)}: {words}", width, "    ")]
+    own = {row.pool: row.use for row in rows if row.use and row.pool}
+    others = {use.pool: use for row in rows for use in row.variants if use.pool not in own}
+    for use in [*own.values(), *others.values()]:
+        limits = _pool_limits(use, now, whole=use.pool in others)
+        held = _pool_words(use, now)
+        if held or limits:
+            stops = bool(held) or 0 < use.daily_limit <= use.today
+            line = f"  pool {one_line(use.pool)}: {', '.join([*held, *limits])}"
+            lines += [(paint.yellow if stops else paint.dim)(part) for part in wrap(line, width, "    ")]
     return lines
 
 
@@ -194,18 +202,29 @@ def _of(count: int, most: int) -> str:
     return f"{count}/{most}" if most else f"{count}/∞"
 
 
-def _pool_words(use: PoolRow, now: datetime) -> str:
-    """What is out of the ordinary in a pool; "" when nothing is."""
+def _pool_words(use: PoolRow, now: datetime) -> list[str]:
+    """What is out of the ordinary in a pool."""
     said = []
     if use.parked_until is not None:
         said.append(f"parked until {clock(use.parked_until, now)} ({one_line(use.parked_for).replace('_', ' ')})")
     if use.frozen:
         said.append("frozen")
-    if use.daily_limit and use.today >= use.daily_limit and use.resets_at is not None:
-        said.append(f"all {use.daily_limit} of the day are used; the next day begins at {clock(use.resets_at, now)}")
     if use.queued:
         said.append(f"{use.queued} wait" if use.queued > 1 else "1 waits")
-    return ", ".join(said)
+    return said
+
+
+def _pool_limits(use: PoolRow, now: datetime, whole: bool) -> list[str]:
+    """The limits of a pool that its agents' rows do not show; with `whole`, all that it has."""
+    said = [f"{_of(use.running, use.limit)} running"] if whole else []
+    said += [f"{one_line(cap.model)} {_of(cap.running, cap.limit)}" for cap in use.models]
+    if use.daily_limit and use.resets_at is not None:
+        if use.today >= use.daily_limit:
+            used = f"all {use.daily_limit} starts of the day are used"
+        else:
+            used = f"{use.today} of {use.daily_limit} starts of the day are used"
+        said.append(f"{used}; the next day begins at {clock(use.resets_at, now)}")
+    return said
 
 
 def template_lines(rows: Sequence[TemplateRow], width: int, paint: Paint) -> list[str]:
