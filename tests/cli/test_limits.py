@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.home import Home
 from tests.support.world import World
+
+from coreagent.dispatch import admission
 
 REFUSED = "turns:\n- steps: [{rate_limit: {resets_in: %s}}]\n- steps: [{write: {path: late.txt, content: late}}]\n"
 FINE = "steps:\n- write: {path: made.txt, content: made}\n"
@@ -144,6 +149,46 @@ def test_a_parked_pool_is_gone_around(home: Home) -> None:
     give(world, "second", "--name", "second", "--agent", "scripted,command:work", "--script", refused, "--wait")
     assert row(home, "second")["agent"] == "command:work"
     assert row(home, "second")["runs"] == 1
+
+
+def test_what_a_command_was_seen_to_take_must_fit_the_next_time(home: Home) -> None:
+    hold = "import time; x = bytearray(400 << 20); open('made.txt', 'w').write('x'); time.sleep(0.3)"
+    world = World(home, settings=f"  big: {{argv: [{sys.executable}, -c, {json.dumps(hold)}]}}\n")
+    settings = home.core / "agents.yaml"
+    text = settings.read_text()
+    give(world, "learn", "--name", "learn", "--agent", "command:big", "--wait")
+    free = admission.free_memory()
+    assert free is not None
+    reserve = "{default_agent: 'command:work', memory_reserve_mib: %d}"
+    settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % max(1, (free >> 20) - 100)))
+    for name in ("one", "two", "three"):
+        give(world, "again", "--name", name, "--agent", "command:big")
+    assert {row(home, name)["waiting_for"] for name in ("one", "two", "three")} == {"memory"}
+    said = " ".join(home.run("why", "two").out.split())
+    assert re.search(r"command:big takes about 4\d\d MiB, \d+ MiB are free, and \d+ MiB stay free", said), said
+    # More than the machine has: nothing starts, not even what nobody knows anything of.
+    settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % 999_999))
+    give(world, "small", "--name", "small")
+    assert row(home, "small")["waiting_for"] == "memory"
+    assert "999999 MiB stay free (dispatch.memory_reserve_mib)" in " ".join(home.run("why", "small").out.split())
+    settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % 0))
+    for name in ("one", "two", "three", "small"):
+        until(home, name, state="completed")
+
+
+def test_the_end_of_a_freeze_is_not_the_end_of_a_park(home: Home) -> None:
+    world = World(home)
+    refused = script(home, "refused.yaml", REFUSED % 3600)
+    give(world, "first", "--name", "first", "--agent", "scripted", "--script", refused)
+    until(home, "first", waiting_for="rate_limit")
+    home.run("queue", "freeze", "--pool", "scripted")
+    said = " ".join(home.run("queue", "start", "--pool", "scripted").out.split())
+    assert "pool scripted is thawed and still parked until" in said
+    assert "`core-agent queue start --pool scripted` again ends that" in said
+    assert pool(home, "scripted")["parked_for"] == "rate_limit"
+    assert row(home, "first")["waiting_for"] == "rate_limit"
+    assert home.json("queue", "start", "--pool", "scripted")["note"] == ""
+    assert until(home, "first", state="completed")["runs"] == 2
 
 
 @pytest.mark.parametrize("agents", ["['command:missing-program', 'command:work']", "'command:work'"])

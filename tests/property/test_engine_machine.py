@@ -174,9 +174,16 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(pool=st.sampled_from(["", *POOLS]))
     def thawed(self, pool: str) -> None:
+        parked = dict(self.engine.pools.parks)
+        waits = {d.id: d.waiting_until for d in self.engine.board.queued}
+        was_frozen = pool in self.frozen
         self.ask("queue.start", pool=pool)
         self.frozen = self.frozen - {pool} if pool else set()
-        if pool:
+        if was_frozen or not pool:
+            assert self.engine.pools.parks == parked
+            assert {d.id: d.waiting_until for d in self.engine.board.queued} == waits
+        else:
+            assert pool not in self.engine.pools.parks
             assert not any(d.waiting_until for d in self.engine.board.queued if d.pool == pool)
 
     @rule()

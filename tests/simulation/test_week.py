@@ -127,6 +127,19 @@ def test_a_week_alone(home: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.timeout(200)
+def test_the_same_seed_is_the_same_week(home: Path) -> None:
+    told = []
+    for n in range(2):
+        week = Week(scale=0.11, days=1.8, upgrades=5, daily=0.2)
+        with lived(home / str(n), week) as world:
+            record = Record.read(home / str(n))
+        moves = [(record.dispatches[i].name, state, at) for i, state, at in record.moves]
+        refused = {name: (account.refused, account.walls) for name, account in world.accounts.items()}
+        told.append((moves, week.controls, week.unparked, refused))
+    assert told[0] == told[1]
+
+
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("zone", "seed"), [("Asia/Kolkata", 11), ("America/New_York", 12), ("Pacific/Kiritimati", 13)], indirect=["zone"]
 )

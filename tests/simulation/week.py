@@ -94,13 +94,16 @@ class Life:
         self.home, self.week, self.loop = home, week, loop
         self.clock = Clock(loop, MONDAY)
         self.world = World(self.clock, week.seed, accounts())
-        self.random = random.Random(week.seed)
         (home / "run").mkdir(parents=True)
         text = SETTINGS
         for pool, limit in DAILY.items():
             text = text.replace(f"{{{pool}}}", str(round(limit * week.daily)))
         (home / "agents.yaml").write_text(text)
         self.given = 0
+
+    def _chance(self, what: str) -> random.Random:
+        """Of each its own, so that nothing hangs on the order in which they are drawn."""
+        return random.Random(f"{self.week.seed} {what}")
 
     async def live(self) -> World:
         await self._open()
@@ -144,14 +147,14 @@ class Life:
 
     def _tasks(self) -> list[tuple[datetime, str, str, str]]:
         """(when, pool, agent, repository), sorted."""
-        found = []
+        found, chance = [], self._chance("tasks")
         for pool, count in TASKS.items():
             for n in range(round(count * self.week.scale)):
-                at = MONDAY + self.week.days * DAY * self.random.random() ** 1.3
-                repo = self.random.choice(("alpha", "beta", "gamma"))
+                at = MONDAY + self.week.days * DAY * chance.random() ** 1.3
+                repo = chance.choice(("alpha", "beta", "gamma"))
                 if n % 50 == 49:
                     repo = "broken"
-                found.append((at, pool, self.random.choice(POOLS[pool]), repo))
+                found.append((at, pool, chance.choice(POOLS[pool]), repo))
         return sorted(found)
 
     async def _work(self) -> None:
@@ -172,7 +175,7 @@ class Life:
         made = Dispatch(
             id=core.new_id(), org="o", repo=repo, name=f"t{n}", repo_path=f"/{repo}", task="t", agent=agent,
             runner=chosen.runner, model=chosen.model, pool=config.pool_of(chosen.runner, chosen.model, core.settings),
-            priority=self.random.choice((0, 0, 0, 1, 3)), created_at=now, queued_at=now, changed_at=now,
+            priority=self._chance(f"t{n}").choice((0, 0, 0, 1, 3)), created_at=now, queued_at=now, changed_at=now,
         )  # fmt: skip
         assert made.pool == pool
         if n % 20 == 0 and pool == "gemini":
@@ -186,8 +189,8 @@ class Life:
     # -- what comes over it --------------------------------------------------------------------------------------
 
     async def _upgrades(self) -> None:
-        span = self.week.days * DAY
-        moments = sorted(MONDAY + span * self.random.random() for _ in range(self.week.upgrades))
+        span, chance = self.week.days * DAY, self._chance("upgrades")
+        moments = sorted(MONDAY + span * chance.random() for _ in range(self.week.upgrades))
         for moment in moments:
             await self._until(moment)
             await self._close()

@@ -75,6 +75,7 @@ class Turn:
 
     attempt_id: str
     outcome: Outcome
+    chance: random.Random
     seconds: float
     weight: float
     ended: ShimExit | None = None
@@ -95,7 +96,7 @@ class Parser:
 class World:
     def __init__(self, clock: Clock, seed: int, accounts: dict[str, Account], minutes: float = 15) -> None:
         self.clock, self.accounts, self.minutes = clock, accounts, minutes
-        self._random = random.Random(seed)
+        self._seed = seed
         self.turns: dict[str, Turn] = {}
         self.executed: Counter[str] = Counter()
         """Attempt id -> how often an agent was executed for it."""
@@ -109,7 +110,11 @@ class World:
 
     # -- the agents ----------------------------------------------------------------------------------------------
 
-    def execute(self, dispatch: Dispatch, attempt: Attempt) -> None:
+    def _chance(self, dispatch: Dispatch, attempt: Attempt) -> random.Random:
+        """What falls to one attempt: its own, so that nothing hangs on what others draw meanwhile."""
+        return random.Random(f"{self._seed} {dispatch.name} {attempt.n}")
+
+    def execute(self, dispatch: Dispatch, attempt: Attempt, chance: random.Random) -> None:
         self.executed[attempt.id] += 1
         self.at_work[dispatch.id] += 1
         if self.at_work[dispatch.id] > 1:
@@ -119,8 +124,9 @@ class World:
         turn = Turn(
             attempt.id,
             Outcome(session_id=session),
-            60 * self._random.uniform(0.2, 1.8) * self.minutes,
-            self._random.uniform(0.7, 1.3),
+            chance,
+            60 * chance.uniform(0.2, 1.8) * self.minutes,
+            chance.uniform(0.7, 1.3),
         )
         self.turns[attempt.id] = turn
         work = asyncio.create_task(self._live(dispatch, attempt.pool, turn))
@@ -135,7 +141,7 @@ class World:
             if dispatch.repo == BROKEN:
                 ending = {"terminal": "none"}
                 break
-            ending = self._ask(account, turn.weight)
+            ending = self._ask(account, turn)
             turn.outcome = turn.outcome.model_copy(update=ending)
             if ending.get("terminal"):
                 break
@@ -147,7 +153,7 @@ class World:
         self.at_work[dispatch.id] -= 1
         turn.tell()
 
-    def _ask(self, account: Account, weight: float) -> dict[str, object]:
+    def _ask(self, account: Account, turn: Turn) -> dict[str, object]:
         """One call of the model, and what the stream says after it."""
         now = self.clock.true()
         if any(begin <= now < end for begin, end in account.outages):
@@ -157,13 +163,13 @@ class World:
             meter.roll(now)
             if meter.used >= 1.0:
                 full = meter
-            meter.used += meter.price * weight / STEPS if full is None else 0.0
+            meter.used += meter.price * turn.weight / STEPS if full is None else 0.0
         if full is not None and full.resets is not None:
             account.walls.append(now)
             return {"terminal": "error", "reason": Reason.RATE_LIMIT, "resets_at": full.resets.timestamp()}
-        if self._random.random() < account.refusals / STEPS:
+        if turn.chance.random() < account.refusals / STEPS:
             account.refused += 1
-            named = self._random.random() < 0.5
+            named = turn.chance.random() < 0.5
             until = (now + timedelta(minutes=20)).timestamp() if named else None
             return {"terminal": "error", "reason": Reason.RATE_LIMIT, "resets_at": until}
         told = {
@@ -176,13 +182,14 @@ class World:
     async def run(self, engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         """In the place of `attempt.run`."""
         live = self._follow_it(engine, dispatch, attempt)
-        await asyncio.sleep(self._random.uniform(0.1, 4))
-        if dispatch.repo == BROKEN and self._random.random() < 0.3:
+        chance = self._chance(dispatch, attempt)
+        await asyncio.sleep(chance.uniform(0.1, 4))
+        if dispatch.repo == BROKEN and chance.random() < 0.3:
             verdict = Verdict(State.FAILED, Reason.SETUP_FAILED, "the hook failed")
             await attempts_of_work._never_started(engine, dispatch, attempt, live, verdict)
             return
-        self.execute(dispatch, attempt)  # from here on it must never be executed again, whoever saw it
-        await asyncio.sleep(self._random.uniform(0.1, 1))
+        self.execute(dispatch, attempt, chance)  # from here on it must never be executed again, whoever saw it
+        await asyncio.sleep(chance.uniform(0.1, 1))
         dispatch, attempt = await attempts_of_work.mark_started(engine, dispatch, attempt, 1, 1)
         await self._follow(engine, dispatch, attempt, live)
 

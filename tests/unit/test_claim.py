@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from coreagent.config import PoolLimit, RateSettings
-from coreagent.dispatch import claim
+from coreagent.dispatch import admission, claim
 from coreagent.dispatch.breaker import Breaker
 from coreagent.dispatch.limits import Starts
 from coreagent.dispatch.park import Park
@@ -133,10 +135,34 @@ def test_an_agent_that_would_not_fit_waits_and_a_light_one_does_not() -> None:
     assert chosen(heavy, free_memory=lambda: None) == "n1"
 
 
+def test_a_command_is_known_by_its_name() -> None:
+    known = {"command:big": 900 << 20}
+    big, small = queued(1, runner="command", model="big"), queued(2, runner="command", model="small")
+    how = {"free_memory": lambda: 800 << 20, "memory_reserve": 500 << 20, "sizes": known}
+    found = claim.obstacle(big, Queue([big]), facts(**how))
+    assert found is not None
+    assert found.word == "memory"
+    assert found.detail == (
+        "command:big takes about 900 MiB, 800 MiB are free, and 500 MiB stay free (dispatch.memory_reserve_mib)"
+    )
+    assert word(big, **{**how, "sizes": {}}) == ""
+    assert chosen(big, small, **how) == "n2"
+
+
+@pytest.mark.parametrize("runner", ["claude", "command", "scripted", "some.module:Class"])
+def test_a_reserve_larger_than_the_machine_lets_nothing_start(runner: str) -> None:
+    assert word(queued(1, runner=runner), free_memory=lambda: 8 << 30, memory_reserve=9 << 30) == "memory"
+    assert word(queued(1, runner=runner), free_memory=lambda: 8 << 30, memory_reserve=1 << 30) == ""
+
+
 def test_not_all_start_at_once() -> None:
-    heavy = queued(1, runner="claude")
+    heavy, command = queued(1, runner="claude"), queued(1, runner="command", model="c")
     assert word(heavy, starting=2, starting_most=2) == "starting"
     assert word(queued(1), starting=2, starting_most=2) == ""
+    full = {"starting": 2, "starting_most": 2}
+    assert word(command, **full, sizes={"command:c": admission.HEAVY - 1, "command:other": 900 << 20}) == ""
+    assert word(command, **full, sizes={"command:c": admission.HEAVY}) == "starting"
+    assert word(heavy, **full, sizes={"claude": 10 << 20}) == "starting"
 
 
 def test_what_is_not_durable_or_held_is_passed_over() -> None:

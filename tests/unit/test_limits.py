@@ -147,6 +147,16 @@ def test_a_repository_trips_recovers_and_is_closed_by_a_person() -> None:
     assert pools.breakers == {}
 
 
+def test_those_under_way_when_it_trips_do_not_make_it_longer() -> None:
+    pools = Pools()
+    for _ in range(12):
+        failed(pools, "r", Reason.TIMEOUT)
+    assert pools.breakers["o/r"].until == NOW + 5 * MINUTE
+    assert pools.breakers["o/r"].failures == 12
+    failed(pools, "r", Reason.TIMEOUT, NOW + 5 * MINUTE)
+    assert pools.breakers["o/r"].until == NOW + 20 * MINUTE
+
+
 def test_a_persons_stop_and_the_providers_fault_do_not_count_against_a_repository() -> None:
     before = Breaker(failures=4)
     for state, reason in ((State.CANCELLED, Reason.CANCELLED), (State.PAUSED, None), (State.FAILED, Reason.AUTH)):
@@ -220,8 +230,15 @@ def test_the_size_of_an_agent_is_what_its_runs_took() -> None:
     said = Ending(State.COMPLETED, None, "", Outcome(terminal="success"), max_rss=900 << 20)
     pools.apply(pools.ended(queued(1, runner="claude"), said, NOW, 5))
     assert admission.needed("claude", pools.sizes) == 900 << 20
-    pools.apply(pools.ended(queued(1, runner="command"), said, NOW, 5))
-    assert admission.needed("command", pools.sizes) == 0
+    assert admission.needed("command:big", pools.sizes) == admission.UNKNOWN_GUESS
+    pools.apply(pools.ended(queued(1, runner="command", model="big"), said, NOW, 5))
+    assert admission.needed(admission.called("command", "big"), pools.sizes) == 900 << 20
+    assert admission.heavy("command:big", pools.sizes)
+    assert not admission.heavy("command:small", pools.sizes)
+    assert admission.heavy_ones(pools.sizes) == {*admission.FIRST_GUESS, "command:big"}
+    again = Pools()
+    again.load({"size:command:big": 900 << 20}, [])
+    assert again.sizes == {"command:big": 900 << 20}
 
 
 def test_a_control_that_makes_no_sense_is_passed_over() -> None:

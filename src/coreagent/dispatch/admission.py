@@ -1,7 +1,8 @@
 """Whether another agent fits into this machine now: its memory, and how many may be starting at once.
 
 An agent that is started where it does not fit takes the others down with it; one that waits is only late. A CLI takes
-half a second of processor time to start, so sixteen at once make all of them slow (field notes, section 6).
+half a second of processor time to start, so sixteen at once make all of them slow (field notes, section 6). What is
+learned is learned by name: of a runner, and of each `command:NAME` for itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ FIRST_GUESS: Mapping[str, int] = {
     "opencode": 700 * MEBI,
     "acp": 500 * MEBI,
 }
+UNKNOWN_GUESS = 8 * MEBI
+"""Of a command that has never run, and of whatever else we know nothing of: enough to be held to the reserve."""
+HEAVY = 64 * MEBI
+"""From here on an agent counts among those that start one after the other, and is promised memory until it is up."""
 FADE = 0.9
 """How fast a high mark is forgotten, for each later run."""
 
@@ -66,9 +71,24 @@ def _cache_in_cgroup(directory: Path) -> int:
     return 0
 
 
-def needed(runner: str, learned: Mapping[str, int]) -> int:
-    """Bytes that an agent of this runner is expected to take; 0 for one that we know nothing of."""
-    return learned.get(runner) or FIRST_GUESS.get(runner, 0)
+def called(runner: str, model: str) -> str:
+    """The name under which the size of an agent is known: a command has nothing in common with another one."""
+    return f"command:{model}" if runner == "command" else runner
+
+
+def needed(name: str, learned: Mapping[str, int]) -> int:
+    """Bytes that an agent of this name is expected to take."""
+    return learned.get(name) or FIRST_GUESS.get(name, UNKNOWN_GUESS)
+
+
+def heavy(name: str, learned: Mapping[str, int]) -> bool:
+    """Whether it takes long to start or much memory: hundreds of the others may start at once."""
+    return name in FIRST_GUESS or learned.get(name, 0) >= HEAVY
+
+
+def heavy_ones(learned: Mapping[str, int]) -> set[str]:
+    """The names of all that are heavy, to ask it of many agents at once."""
+    return {*FIRST_GUESS, *(name for name, size in learned.items() if size >= HEAVY)}
 
 
 def learn(before: int, seen: int) -> int:

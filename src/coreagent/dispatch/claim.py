@@ -49,7 +49,7 @@ class Facts:
     pace_target: float = 0.95
     """Share of a provider's window that may be used by its reset; 0 paces nothing."""
     starting: int = 0
-    """Agents of real CLIs that were claimed and have not said a word yet."""
+    """Heavy agents that were claimed and have not said a word yet."""
     starting_most: int = 0
     """0 is unlimited."""
     free_memory: Callable[[], int | None] = _unknown
@@ -58,7 +58,7 @@ class Facts:
     memory_promised: int = 0
     """Bytes that agents that are starting have not taken yet."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Runner -> bytes its agents were seen to take."""
+    """Name (`admission.called`) -> bytes that agents of that name were seen to take."""
     frozen: bool = False
     frozen_pools: Collection[str] = frozenset()
     draining: bool = False
@@ -175,13 +175,13 @@ def of_pool(pool: str, waiting: int, facts: Facts, *, parked: bool = True) -> Ob
 
 
 class _Lanes:
-    """What holds a lane up. Lanes share models, repositories and runners: each of these is looked at once."""
+    """What holds a lane up. Lanes share models, repositories and agents: each of these is looked at once."""
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self._models: dict[tuple[str, str], Obstacle | None] = {}
         self._repos: dict[str, Obstacle | None] = {}
-        self._runners: dict[str, Obstacle | None] = {}
+        self._agents: dict[str, Obstacle | None] = {}
 
     def held(self, lane: Lane) -> Obstacle | None:
         pool, runner, model, repo = lane
@@ -193,9 +193,10 @@ class _Lanes:
             self._repos[repo] = _repo(repo, self._facts)
         if found := self._repos[repo]:
             return found
-        if runner not in self._runners:
-            self._runners[runner] = _machine(runner, self._facts)
-        return self._runners[runner]
+        name = admission.called(runner, model)
+        if name not in self._agents:
+            self._agents[name] = _machine(name, self._facts)
+        return self._agents[name]
 
 
 def _model(pool: str, model: str, facts: Facts) -> Obstacle | None:
@@ -225,18 +226,17 @@ def _own(dispatch: Dispatch, facts: Facts) -> Obstacle | None:
     return None
 
 
-def _machine(runner: str, facts: Facts) -> Obstacle | None:
-    needed = admission.needed(runner, facts.sizes)
-    if not needed:
-        return None
-    if facts.starting_most and facts.starting >= facts.starting_most:
+def _machine(name: str, facts: Facts) -> Obstacle | None:
+    heavy = admission.heavy(name, facts.sizes)
+    if heavy and facts.starting_most and facts.starting >= facts.starting_most:
         return Obstacle("starting", None, plural(facts.starting, "agent is starting", "agents are starting"))
-    free = facts.free_memory()
+    needed, free = admission.needed(name, facts.sizes), facts.free_memory()
     if free is None or free - facts.memory_promised - facts.memory_reserve >= needed:
         return None
     mib = admission.MEBI
-    return Obstacle(
-        "memory",
-        facts.now + MEMORY_LOOK,
-        f"{runner} takes about {needed // mib} MiB, {max(0, free) // mib} MiB are free",
-    )
+    said = f"{name} takes about {needed // mib} MiB, {max(0, free) // mib} MiB are free"
+    if facts.memory_promised:
+        said += f", {facts.memory_promised // mib} MiB of that for agents that are starting"
+    if facts.memory_reserve:
+        said += f", and {facts.memory_reserve // mib} MiB stay free (dispatch.memory_reserve_mib)"
+    return Obstacle("memory", facts.now + MEMORY_LOOK, said)

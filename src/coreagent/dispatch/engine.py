@@ -333,7 +333,8 @@ class Engine:
         settings, active = self.core.settings, list(self.board.active.values())
         limits = settings.concurrency
         held = [(d.pool, claim.cap_of(d.model, limits[d.pool])) for d in active if d.pool in limits]
-        starting = [d.runner for d in active if self._is_starting(d)]
+        heavy, called = admission.heavy_ones(self.pools.sizes), admission.called
+        starting = [name for d in active if (name := called(d.runner, d.model)) in heavy and self._is_starting(d)]
         return claim.Facts(
             now=self.core.now(),
             limits=limits,
@@ -350,7 +351,7 @@ class Engine:
             starting_most=admission.starting_most(settings.dispatch.starting),
             free_memory=functools.cache(self.free_memory),
             memory_reserve=settings.dispatch.memory_reserve_mib * admission.MEBI,
-            memory_promised=sum(admission.needed(runner, self.pools.sizes) for runner in starting),
+            memory_promised=sum(admission.needed(name, self.pools.sizes) for name in starting),
             sizes=self.pools.sizes,
             frozen="frozen" in self.controls,
             frozen_pools=frozenset(k.removeprefix("frozen:") for k in self.controls if k.startswith("frozen:")),
@@ -359,9 +360,7 @@ class Engine:
         )
 
     def _is_starting(self, dispatch: Dispatch) -> bool:
-        """Whether it holds a slot of a real CLI that has not said a word yet."""
-        if dispatch.runner not in admission.FIRST_GUESS:
-            return False
+        """Whether the agent that holds this slot has not said a word yet."""
         live = self.live.get(dispatch.id)
         return live is None or not live.settled_in
 
@@ -402,7 +401,7 @@ class Engine:
         """Put the configured totals where the contract's `concurrency` group shows them."""
         totals = {f"limit:{pool}": limit.total for pool, limit in self.core.settings.concurrency.items()}
         known = {key: value for key, value in self.controls.items() if key.startswith("limit:")}
-        for key in known.keys() | totals.keys():
+        for key in sorted(known.keys() | totals.keys()):
             if known.get(key) != totals.get(key):
                 await self.core.store.commit(SetControl(key, totals.get(key)))
         self.controls = {k: v for k, v in self.controls.items() if k not in known} | totals

@@ -64,7 +64,7 @@ async def go_around_parks(engine: Engine) -> None:
     """Hand what waits for a parked pool to the next agent of its list."""
     now = engine.core.now()
     parked = [pool for pool, park in engine.pools.parks.items() if park.until > now]
-    for dispatch_id in [i for pool in parked for i in engine.board.queued.flexible.get(pool, ())]:
+    for dispatch_id in [i for pool in parked for i in sorted(engine.board.queued.flexible.get(pool, ()))]:
         waiting = engine.board.get(dispatch_id)
         if waiting is None or waiting.state is not State.QUEUED or dispatch_id in engine.arriving:
             continue

@@ -55,7 +55,7 @@ class Pools:
         """By org/repo."""
         self.windows: dict[str, list[Window]] = {}
         self.sizes: dict[str, int] = {}
-        """Highest resident bytes of an agent, by runner."""
+        """Highest resident bytes of an agent, by the name that `admission.called` gives it."""
         self.counting = asyncio.Lock()
         """Held from the reading of what an ending changes until that is written."""
 
@@ -124,7 +124,7 @@ class Pools:
         after = breaker.after(before, ending.state, ending.reason, ending.detail, now, breaker_most)
         if after != before:
             changes[f"breaker:{repo}"] = after.model_dump(mode="json") if after != Breaker() else None
-        return changes | self._of_size(dispatch.runner, ending.max_rss)
+        return changes | self._of_size(admission.called(dispatch.runner, dispatch.model), ending.max_rss)
 
     def _of_provider(self, pool: str, repo: str, ending: Ending, now: datetime) -> Controls:
         known, trouble = self.parks.get(pool), self.troubles.get(pool, Trouble())
@@ -148,13 +148,13 @@ class Pools:
             changes[f"park:{pool}"] = None
         return changes
 
-    def _of_size(self, runner: str, seen: int) -> Controls:
-        if runner not in admission.FIRST_GUESS or seen <= 0:
+    def _of_size(self, name: str, seen: int) -> Controls:
+        if seen <= 0:
             return {}
-        before = self.sizes.get(runner, 0)
+        before = self.sizes.get(name, 0)
         after = admission.learn(before, seen)
         # A number that hardly moves is not worth a write.
-        return {f"size:{runner}": after} if abs(after - before) * 10 > before else {}
+        return {f"size:{name}": after} if abs(after - before) * 10 > before else {}
 
     def unpark(self, pool: str) -> Controls:
         """A person lets a pool go on."""

@@ -64,7 +64,10 @@ def queue_start(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Let the queue go on: all of it, a pool that is frozen or parked, a repository, or one task that waits."""
+    """Let the queue go on: all of it, a pool that is frozen or parked, a repository, or one task that waits.
+
+    A pool that is both is thawed first; the same again ends its park.
+    """
     if repo or only:
         _queue(session().call("queue.start", pool=only or pool, repo=repo), as_json)
         return

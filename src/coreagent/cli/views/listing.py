@@ -65,6 +65,7 @@ def queue_lines(report: QueueReport, width: int, paint: Paint, now: datetime) ->
         lines.append(paint.yellow("the queue is frozen: `core-agent queue start` lets it go on"))
     elif report.frozen_pools:
         lines.append(paint.yellow(f"frozen pools: {one_line(', '.join(report.frozen_pools))}"))
+    lines += [paint.yellow(line) for line in wrap(one_line(report.note), width)] if report.note else []
     if not report.rows:
         return [*lines, "nothing is queued"]
     cells = [
