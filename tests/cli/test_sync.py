@@ -132,6 +132,26 @@ def test_a_managed_checkout_follows_and_is_reset_with_everything_kept(home: Home
     assert not home.json("repo", "add", str(shared.repo), "--own")["managed"]
 
 
+def test_a_push_is_told_of_by_hand_or_by_a_hook(home: Home) -> None:
+    shared = Shared(home)
+    assert home.json("repo", "pushed", "repo", code=1)["error"]["slug"] == "repo_not_found"
+    home.run("repo", "add", str(shared.repo))
+    sha, head = shared.push("new.txt"), shared.at("HEAD")
+    said = " ".join(home.run("repo", "pushed", cwd=shared.repo).out.split())
+    assert "1 branch moved: origin/main" in said
+    assert "the checkout is your own" in said
+    assert (shared.at("origin/main"), shared.at("HEAD")) == (sha, head)
+    home.run("repo", "add", "--managed", str(shared.repo))
+    told = home.json("repo/pushed", "core/repo", "--branch", "main")
+    assert (told["state"], told["after"], shared.at("HEAD")) == ("forwarded", sha, sha)
+    assert "has all that origin has" in home.run("repo", "pushed", "repo").out
+    shared.remote.rename(home.user / "elsewhere.git")
+    done = home.run("repo", "pushed", "repo", code=1)
+    assert "could not be fetched" in done.out
+    told = home.json("repo", "pushed", "repo", code=1)
+    assert (told["state"], bool(told["error"]), bool(told["hint"])) == ("failed", True, True)
+
+
 def test_a_dispatch_says_how_old_it_is_and_starts_fresh_when_asked(home: Home) -> None:
     shared = Shared(home)
     sha, head = shared.push("new.txt"), shared.at("HEAD")

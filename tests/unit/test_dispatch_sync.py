@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,11 +14,15 @@ from tests.support.engine_room import Room, in_room
 from tests.support.git_room import sh, write
 
 from coreagent import events
+from coreagent.capabilities import sync as faces
 from coreagent.capability import Caller
 from coreagent.dispatch.sync import Known, Sync
 from coreagent.errors import CoreAgentError
 from coreagent.git import fetch as git_fetch
 from coreagent.models.dispatch import Event, Repo
+
+FACES = faces.__name__
+"""Imported for what it registers."""
 
 
 def shared(room: Room, tmp: Path) -> Callable[[str], str]:
@@ -83,7 +88,7 @@ def test_a_push_moves_the_branch_it_names_in_a_managed_checkout_only(tmp_path: P
     run(tmp_path, body)
 
 
-def test_a_remote_is_asked_the_rarer_the_more_it_fails_or_the_less_it_is_used(tmp_path: Path) -> None:
+def test_a_remote_is_asked_every_interval_and_the_rarer_the_more_it_fails(tmp_path: Path) -> None:
     async def body(room: Room) -> None:
         await room.ask("repo.add", path=str(room.repo))
         sync, path, now = room.engine.upkeep.sync, str(room.repo), room.core.now()
@@ -94,15 +99,105 @@ def test_a_remote_is_asked_the_rarer_the_more_it_fails_or_the_less_it_is_used(tm
             return sync.next_at(path) - now
 
         five = timedelta(minutes=5)
-        assert wait() == five
+        assert timedelta() < wait() <= five
+        moment = sync.next_at(path)
+        sync._known[path] = Known(asked=moment - five)  # at its own moment, and then exactly one interval later
+        assert abs(sync.next_at(path) - moment) < timedelta(milliseconds=2)
+        sync._known[path] = Known(asked=now)
         assert [wait(failures=n) for n in (1, 2, 3)] == [five * 2, five * 4, five * 8]
         assert wait(failures=500) == timedelta(hours=6)
         ((key, repo),) = room.engine.repos.items()
-        room.engine.repos[key] = repo.model_copy(update={"added_at": now - timedelta(days=2)})
-        assert wait() == five * 12
+        room.engine.repos[key] = repo.model_copy(update={"added_at": now - timedelta(days=200)})
+        assert timedelta() < wait() <= five  # nobody works on it, and it is asked all the same
         sync._known[path] = Known(asked=now + timedelta(hours=1))  # the clock was set back
         assert sync.next_at(path) == now
 
+    run(tmp_path, body)
+
+
+def test_many_repositories_are_spread_over_the_interval(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        sync, now = room.engine.upkeep.sync, room.core.now()
+        room.core.now = lambda: now  # type: ignore[method-assign]
+        paths = [f"/src/{n}" for n in range(300)]
+        sync._known = {path: Known(asked=now) for path in paths}
+        parts = [0] * 5
+        for path in paths:
+            parts[min(4, int((sync.next_at(path) - now) / timedelta(minutes=1)))] += 1
+        assert min(parts) > 30
+
+    run(tmp_path, body)
+
+
+def test_a_remote_that_hangs_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    go_on = threading.Event()
+
+    def fetch(path: Path, *_: object) -> git_fetch.Fetched:
+        asked.append(path.name)
+        if path.name == "hangs":
+            go_on.wait(20)
+        return git_fetch.Fetched(remote=True)
+
+    async def body(room: Room) -> None:
+        monkeypatch.setattr(git_fetch, "fetch", fetch)
+        now = room.core.now()
+        for name in ("hangs", "one", "two"):
+            path = str(tmp_path / name)
+            room.engine.repos["core", name] = Repo(
+                org="core", name=name, path=path, added_at=now - timedelta(days=90), default_branch="main"
+            )
+            room.engine.upkeep.sync._known[path] = Known(asked=now - timedelta(minutes=1))
+        try:
+            await until(lambda: min(asked.count("one"), asked.count("two")) >= 3)
+        finally:
+            go_on.set()
+        assert asked.count("hangs") == 1
+
+    run(tmp_path, body, "sync: {fetch_minutes: 0.003}\n")
+
+
+def test_what_became_of_a_push_is_told_to_whoever_tells_of_it(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        push = shared(room, tmp_path)
+        await room.ask("repo.add", path=str(room.repo))
+        heard = room.core.bus.subscribe()
+        first = push("one.txt")
+        told = await room.ask("repo.pushed")
+        assert (told.state, told.branch, told.moved) == ("fetched", "main", ["origin/main"])
+        assert "your own" in told.note
+        async with asyncio.timeout(20):
+            async for event in heard:
+                if event.name == "WorkspacePushed":
+                    break
+        assert event.data == {"Repo": "project", "Branch": "main", "Org": "core"}
+        await room.ask("repo.add", path=str(room.repo), managed=True)
+        told = await room.ask("repo.pushed", repo="core/project", branch="main")
+        assert (told.state, told.after, sh(room.repo, "rev-parse", "HEAD")) == ("forwarded", first, first)
+        assert (await room.ask("repo.pushed")).state == "current"
+        told = await room.ask("repo.pushed", branch="nowhere")
+        assert (told.state, "no branch nowhere" in told.note) == ("fetched", True)
+        # Two at once tell of the same, and each is answered.
+        push("two.txt")
+        both = await asyncio.gather(room.ask("repo.pushed"), room.ask("repo.pushed"))
+        assert {one.state for one in both} <= {"forwarded", "current"}
+        write(room.repo, "three.txt", "mine\n")
+        push("three.txt")
+        told = await room.ask("repo.pushed")
+        assert (told.state, "in the way" in told.error, bool(told.hint)) == ("failed", True, True)
+        with pytest.raises(CoreAgentError) as caught:
+            await room.ask("repo.pushed", branch="../../evil")
+        assert caught.value.slug == "no_such_ref"
+        sh(room.repo, "checkout", "-q", "--detach")
+        with pytest.raises(CoreAgentError) as caught:
+            await room.ask("repo.pushed")
+        assert "is on no branch" in caught.value.message
+        with pytest.raises(CoreAgentError) as caught:
+            await room.ask("repo.pushed", caller=Caller(role="worker", attempt="a", cwd=str(room.repo)))
+        assert caught.value.slug == "role_forbidden"
+        assert room.engine.upkeep.sync._reporters == {}
+
+    assert FACES
     run(tmp_path, body)
 
 

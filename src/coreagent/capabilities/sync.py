@@ -1,4 +1,4 @@
-"""Repositories and their remotes: fetch now, follow now."""
+"""Repositories and their remotes: fetch now, follow now, tell of a push."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import intake
 from coreagent.git.inspect import inspect
-from coreagent.models.report import FetchRow, SyncReply
+from coreagent.models.report import FetchRow, PushedReply, SyncReply
 
 Repo = Annotated[str, Field(description="org/name, name or path; the caller's directory by default")]
 
@@ -56,3 +56,20 @@ async def repo_sync(
     core.engine.upkeep.sync.heard(caller)
     found = intake.registered(core.engine, caller, repo or caller.cwd)
     return await core.engine.upkeep.sync.sync(found, reset=reset)
+
+
+@capability("repo.pushed", cli="repo pushed")
+async def repo_pushed(
+    core: Core,
+    caller: Caller,
+    repo: Repo = "",
+    branch: Annotated[str, Field(description="The branch that was pushed to; the one HEAD is on by default")] = "",
+) -> PushedReply:
+    """Tell that somebody pushed to a registered repository's remote, and what became of it: for hooks and cron.
+
+    A managed checkout fast-forwards that branch; any other is fetched and never moved. Why it could not follow is in
+    the answer.
+    """
+    core.refresh_settings()
+    core.engine.upkeep.sync.heard(caller)
+    return await core.engine.upkeep.sync.pushed(intake.registered(core.engine, caller, repo or caller.cwd), branch)

@@ -77,6 +77,7 @@ for verb in _DAY:
     app.command(_NAMED.get(verb))(verb)
 noun.repo.command("fetch")(remote.fetch)
 noun.repo.command("sync")(remote.sync)
+noun.repo.command("pushed")(remote.pushed)
 service.daemon.command("install")(install.install)
 service.daemon.command("uninstall")(install.uninstall)
 for name, group in (

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -20,12 +21,13 @@ from typing import TYPE_CHECKING
 from coreagent import config, paths
 from coreagent.capability import Caller
 from coreagent.errors import CoreAgentError, told
+from coreagent.events import WorkspacePushed
 from coreagent.git import fetch as git_fetch
 from coreagent.git import forward as git_forward
 from coreagent.git import ref as refs
 from coreagent.git.inspect import Base, glance, inspect
 from coreagent.models.dispatch import Options, Repo
-from coreagent.models.report import FetchRow, RescueRow, SyncReply
+from coreagent.models.report import FetchRow, PushedReply, RescueRow, SyncReply
 from coreagent.plural import plural
 from coreagent.store.change import SaveRescue
 
@@ -38,11 +40,13 @@ FIRST_S = 30.0
 """The first round after a start waits so long: a daemon that was started for one command has better things to do."""
 LOOK_S = 30.0
 """How long the clock of a sleeping machine may be believed."""
-UNUSED = timedelta(days=1)
-UNUSED_TIMES = 12
 BACKOFF_MOST = timedelta(hours=6)
+ROUNDING_S = 0.001
+"""What was asked so shortly before its moment was asked at it."""
 
 Counter = Callable[[Callable[[], int]], Future[int]]
+Push = tuple[str, str, str]
+"""Org, repository and branch of a WorkspacePushed."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,14 @@ class Sync:
         """By the git directory that worktrees share."""
         self._env: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        """Fetches that the clock began, by path."""
+        self._looked: datetime | None = None
+        """When clones were looked for."""
         self._began: datetime | None = None
+        self._pushes: set[asyncio.Task[None]] = set()
+        self._reporters: dict[Push, list[asyncio.Future[PushedReply]]] = {}
+        """Who wants to hear what became of a push whose message has not been taken up yet."""
 
     def start(self) -> None:
         self._began = self._engine.core.now()
@@ -78,13 +89,16 @@ class Sync:
         async def listen() -> None:
             async for event in subscription:
                 if event.name == "WorkspacePushed":
-                    await self._pushed(event.data)
+                    self._take_up(event.data)
 
         self._tasks = [asyncio.create_task(self._rounds(), name="fetch"), asyncio.create_task(listen(), name="pushed")]
 
     def stop(self) -> None:
-        for task in self._tasks:
+        for task in (*self._tasks, *self._asking.values(), *self._pushes):
             task.cancel()
+        for waiting in self._reporters.values():
+            for future in waiting:
+                future.cancel()
 
     def heard(self, caller: Caller) -> None:
         """Remember how the person's shell reaches remotes (ssh agent, proxies), for the rounds that nobody asks for."""
@@ -98,7 +112,14 @@ class Sync:
 
     async def _rounds(self) -> None:
         while True:
-            await asyncio.sleep(self._until_next())
+            # A fetch that ends makes room for the next; one that hangs holds up none but itself.
+            self._asking = {path: task for path, task in self._asking.items() if not task.done()}
+            if self._asking:
+                await asyncio.wait(
+                    self._asking.values(), timeout=self._until_next(), return_when=asyncio.FIRST_COMPLETED
+                )
+            else:
+                await asyncio.sleep(self._until_next())
             try:
                 await self._round()
             except Exception:
@@ -109,34 +130,46 @@ class Sync:
         if not every:
             return LOOK_S
         now = self._engine.core.now()
-        used = self._used()
-        due = [(self.next_at(path, used) - now).total_seconds() for path in self._paths()]
+        if len(self._asking) >= self._engine.core.settings.sync.at_once:
+            return LOOK_S
+        due = [(self.next_at(path) - now).total_seconds() for path in self._paths() - self._asking.keys()]
         return max(0.05, min([LOOK_S, every, *due]))
 
     async def _round(self) -> None:
         settings = self._engine.core.settings.sync
         if not settings.fetch_minutes:
             return
-        found = await asyncio.to_thread(
-            _under, config.workspace_root(self._engine.core.settings, self._engine.core.home)
-        )
-        self._found = set(found)
         now = self._engine.core.now()
-        room = asyncio.Semaphore(settings.at_once)
+        if self._looked is None or not timedelta() <= now - self._looked < self._look_every():
+            self._looked = now
+            root = config.workspace_root(self._engine.core.settings, self._engine.core.home)
+            self._found = set(await asyncio.to_thread(_under, root))
+        due = [path for path in self._paths() - self._asking.keys() if self.next_at(path) <= now]
+        # Those that answered the last time first: what times out must not make the others wait.
+        due.sort(key=lambda path: (self.known(path).failures, self.next_at(path), path))
+        for path in due[: max(0, settings.at_once - len(self._asking))]:
+            self._asking[path] = asyncio.create_task(self._ask(path), name=f"fetch {path}")
 
-        async def one(path: str) -> None:
-            async with room:
-                with contextlib.suppress(CoreAgentError):  # noted, and told by `repo list`
-                    await self.fetch(path)
+    async def _ask(self, path: str) -> None:
+        try:
+            await self.fetch(path)
+        except CoreAgentError:
+            pass  # noted, and told by `repo list`
+        except Exception:
+            log.exception("%s could not be fetched", path)
+            self._known[path] = replace(self.known(path), asked=self._engine.core.now())
 
-        used = self._used()
-        await asyncio.gather(*(one(path) for path in self._paths() if self.next_at(path, used) <= now))
+    def _look_every(self) -> timedelta:
+        return timedelta(seconds=min(LOOK_S, self._engine.core.settings.sync.fetch_minutes * 60))
 
     def _paths(self) -> set[str]:
         return {repo.path for repo in self._engine.repos.values()} | self._found
 
-    def next_at(self, path: str, used: set[str] | None = None) -> datetime:
-        """When the clock asks this repository's remote next; `used` are those of today, when that is known already."""
+    def next_at(self, path: str) -> datetime:
+        """When the clock asks this repository's remote next.
+
+        Each has its own moment within the interval, by its path: many are spread over it, and none waits longer.
+        """
         now = self._engine.core.now()
         every = timedelta(minutes=self._engine.core.settings.sync.fetch_minutes)
         known = self.known(path)
@@ -147,13 +180,10 @@ class Sync:
         if known.failures:
             wait: timedelta = every * (1 << min(known.failures, 16))
             return known.asked + min(wait, max(BACKOFF_MOST, every))
-        return known.asked + (every if path in (self._used() if used is None else used) else every * UNUSED_TIMES)
-
-    def _used(self) -> set[str]:
-        """Repositories that were dispatched from or registered within a day: looked for once for all of them."""
-        now = self._engine.core.now()
-        added = {repo.path for repo in self._engine.repos.values() if now - repo.added_at < UNUSED}
-        return added | {d.repo_path for d in self._engine.board.values() if now - d.created_at < UNUSED}
+        every_s = max(every.total_seconds(), 0.001)
+        into = (known.asked.timestamp() - every_s * zlib.crc32(path.encode(errors="replace")) / 2**32) % every_s
+        left = every_s - into
+        return known.asked + timedelta(seconds=left if left > ROUNDING_S else left + every_s)
 
     # -- one repository --------------------------------------------------------------------------------------------
 
@@ -263,22 +293,74 @@ class Sync:
             }
         )
 
-    async def _pushed(self, data: dict[str, object]) -> None:
-        """WorkspacePushed: the branch it names, by fast-forward, in a managed checkout; any other is fetched."""
+    # -- what was pushed -------------------------------------------------------------------------------------------
+
+    async def pushed(self, repo: Repo, branch: str = "") -> PushedReply:
+        """Tell everybody that a branch was pushed to, and return what became of it here.
+
+        Raises: no_such_ref, when no branch is named and HEAD is on none.
+        """
+        branch = branch or await asyncio.to_thread(_branch_of, repo)
+        if not refs.valid(branch):
+            raise CoreAgentError(
+                "no_such_ref",
+                f"{branch!r} is no name of a branch" if branch else f"HEAD of {repo.path} is on no branch",
+                hint="say which was pushed to: core-agent repo pushed REPO --branch NAME",
+            )
+        reported: asyncio.Future[PushedReply] = asyncio.get_running_loop().create_future()
+        waiting = self._reporters.setdefault((repo.org, repo.name, branch), [])
+        waiting.append(reported)
+        try:
+            await self._engine.proclaim(WorkspacePushed(repo=repo.name, branch=branch, org=repo.org))
+            return await reported
+        finally:
+            if reported in waiting:
+                waiting.remove(reported)
+
+    def _take_up(self, data: dict[str, object]) -> None:
+        """WorkspacePushed: what it names is looked at beside all else, since a remote may take its time."""
         org, name, branch = (str(data.get(key, "")) for key in ("Org", "Repo", "Branch"))
-        repo = self._engine.repos.get((org, name.removeprefix(f"{org}/")))
+        push = (org, name.removeprefix(f"{org}/"), branch)
+        repo = self._engine.repos.get(push[:2])
         if repo is None or not refs.valid(branch):
             return
+        task = asyncio.create_task(self._report(repo, branch, self._reporters.pop(push, [])), name=f"pushed {name}")
+        self._pushes.add(task)
+        task.add_done_callback(self._pushes.discard)
+
+    async def _report(self, repo: Repo, branch: str, reporters: list[asyncio.Future[PushedReply]]) -> None:
         try:
-            if repo.managed and await asyncio.to_thread(_has, repo, branch):
-                reply = await self.sync(repo, branch)
-                log.info("%s/%s: %s is %s", org, repo.name, branch, reply.state)
-            else:
-                await self.fetch(repo.path)
+            reply = await self._follow(repo, branch)
+        except BaseException as error:
+            for future in reporters:
+                if not future.done():
+                    future.set_exception(error) if isinstance(error, Exception) else future.cancel()
+            if not isinstance(error, Exception):
+                raise
+            log.exception("%s/%s was pushed to and could not follow", repo.org, repo.name)
+            return
+        for future in reporters:
+            if not future.done():
+                future.set_result(reply)
+
+    async def _follow(self, repo: Repo, branch: str) -> PushedReply:
+        """The branch that was pushed to, by fast-forward, in a managed checkout; any other is fetched."""
+        reply = PushedReply(
+            repo=f"{repo.org}/{repo.name}", path=repo.path, managed=repo.managed, branch=branch, state="fetched"
+        )
+        try:
+            if not repo.managed or await asyncio.to_thread(_has, repo, branch):
+                done = await self.sync(repo, branch)
+                log.info("%s: %s is %s", reply.repo, branch, done.state)
+                return reply.model_copy(update=done.model_dump(include={"state", "before", "after", "moved", "note"}))
+            fetched = await self.fetch(repo.path)
         except CoreAgentError as error:
-            log.warning("%s/%s was pushed to and could not follow: %s", org, repo.name, _one_line(error))
+            log.warning("%s was pushed to and could not follow: %s", reply.repo, _one_line(error))
             known = self.known(repo.path)
             self._known[repo.path] = replace(known, error=_one_line(error), hint=error.hint)
+            return reply.model_copy(update={"state": "failed", "error": _one_line(error), "hint": error.hint})
+        note = f"the checkout has no branch {branch}: fetched, and nothing moved"
+        return reply.model_copy(update={"moved": list(fetched.moved), "note": note})
 
     # -- dispatches ------------------------------------------------------------------------------------------------
 
@@ -377,6 +459,16 @@ def _default_branch(repo: Repo) -> str:
             if text.startswith(head):
                 return text.removeprefix(head)
     return repo.default_branch or "main"
+
+
+def _branch_of(repo: Repo) -> str:
+    """The branch that HEAD of a checkout is on; "" when it is on none."""
+    git_dir = refs.git_dir_of(Path(repo.path))
+    with contextlib.suppress(OSError):
+        if git_dir is not None:
+            head = refs.read_small(git_dir / "HEAD").strip()
+            return head.removeprefix("ref: refs/heads/") if head.startswith("ref: refs/heads/") else ""
+    return ""
 
 
 def _has(repo: Repo, branch: str) -> bool:

@@ -351,6 +351,24 @@ class SyncReply(BaseModel):
     note: str = ""
 
 
+class PushedReply(BaseModel):
+    """Answer of `repo pushed`."""
+
+    repo: str
+    path: str
+    managed: bool
+    branch: str
+    state: Literal["current", "forwarded", "fetched", "failed"]
+    """`current`: a managed checkout has it already. `fetched`: nothing was moved, whether news came (`moved`) or not."""
+    before: str = ""
+    after: str = ""
+    moved: list[str] = Field(default_factory=list)
+    note: str = ""
+    error: str = ""
+    """Why a checkout could not follow, or its remote not be fetched."""
+    hint: str = ""
+
+
 class RepoRemoved(BaseModel):
     """Answer of `repo remove`."""
 

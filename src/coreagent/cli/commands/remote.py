@@ -1,4 +1,4 @@
-"""Verbs of the group `repo` that reach its remote: fetch and sync."""
+"""Verbs of the group `repo` that reach its remote: fetch, sync and pushed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views import remote as views
 from coreagent.errors import CoreAgentError
-from coreagent.models.report import FetchRow, SyncReply
+from coreagent.models.report import FetchRow, PushedReply, SyncReply
 
 Repo = Annotated[
     str, typer.Argument(metavar="REPO", help="org/name or path. [default: here]", autocompletion=suggest.repos)
@@ -63,3 +63,22 @@ def sync(
             return
     reply: SyncReply = session().call("repo.sync", repo=repo_of(name), reset=reset)
     answer(reply, as_json, lambda t: views.sync_lines(reply, t.width, paint()))
+
+
+def pushed(
+    name: Repo = "",
+    branch: Annotated[
+        str,
+        typer.Option("--branch", "-b", help="The branch that was pushed to. [default: the one HEAD is on]"),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Tell that somebody pushed to the remote: for a hook, cron, or a webhook's receiver.
+
+    A managed checkout (repo add --managed) fast-forwards that branch; any other is fetched and never moved. Exit code 1
+    when it could not follow.
+    """
+    reply: PushedReply = session().call("repo.pushed", repo=repo_of(name), branch=branch)
+    answer(reply, as_json, lambda t: views.pushed_lines(reply, t.width, paint()))
+    if reply.state == "failed":
+        raise typer.Exit(1)

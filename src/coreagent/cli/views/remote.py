@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coreagent.cli.views.text import Paint, one_line, wrap
-from coreagent.models.report import FetchRow, SyncReply
+from coreagent.models.report import FetchRow, PushedReply, SyncReply
 from coreagent.plural import plural
 
 _SHOWN = 5
@@ -34,7 +34,14 @@ def _moved(names: Sequence[str]) -> str:
     return f"{plural(len(names), 'branch', 'branches')} moved: {', '.join(map(one_line, names[:_SHOWN]))}{more}"
 
 
-def sync_lines(reply: SyncReply, width: int, paint: Paint) -> list[str]:
+def pushed_lines(reply: PushedReply, width: int, paint: Paint) -> list[str]:
+    if reply.state != "failed":
+        return sync_lines(reply, width, paint)
+    lines = wrap(f"{paint.red('✗')} {one_line(reply.repo)}: {one_line(reply.error)}", width, "  ")
+    return lines + (wrap(f"hint: {one_line(reply.hint)}", width, "  ") if reply.hint else [])
+
+
+def sync_lines(reply: SyncReply | PushedReply, width: int, paint: Paint) -> list[str]:
     name, branch = paint.bold(one_line(reply.repo)), one_line(reply.branch)
     match reply.state:
         case "forwarded":
