@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from tests.support import acp, gemini, opencode, real
 from tests.support.isolated import Place, served
 
-from coreagent.models.agent import EventKind, Reason, Usage
+from coreagent.models.agent import EventKind, Outcome, Reason, Usage
 from coreagent.modelserver import Script, Step, Tool
 from coreagent.runners.base import Launch, NoSettings
 
@@ -35,7 +37,6 @@ class Agent:
     write: Callable[[str], Tool]
     shell: Callable[[str], Tool]
     leads: Callable[[str], dict[str, str]]
-    model: str = ""
 
 
 AGENTS = [
@@ -45,7 +46,6 @@ AGENTS = [
         gemini.write,
         gemini.shell,
         lambda url: {"GEMINI_API_KEY": gemini.KEY, "GOOGLE_GEMINI_BASE_URL": url},
-        gemini.MODEL,
     ),
 ]
 
@@ -60,6 +60,9 @@ def scripts(agent: Agent) -> list[Script]:
         Script("FORBIDDEN", [Step("x", forbidden), Step("Done.")]),
         Script("E401", [Step(error=401, message="Request had invalid authentication credentials.")]),
         Script("E429", [Step(error=429, message="Too many requests: slow down", headers=SOON)]),
+        Script("E500", [Step(error=500, message="boom")]),
+        Script("CUT", [Step("hello", cut=True)]),
+        Script("BUSY", [Step(error=503, message="Try again later")]),
     ]
 
 
@@ -87,12 +90,14 @@ def served_agent(request: pytest.FixtureRequest) -> Iterator[tuple[Agent, Place]
 
 @pytest.fixture
 def desk(tmp_path: Path, served_agent: tuple[Agent, Place]) -> Desk:
-    agent, place = served_agent
-    wrapped = place.space.wrap(real.require(agent.name), tmp_path / "bin")
-    made = real.bench(tmp_path, place.server, "acp", "", agent.leads(place.server.url))
+    return seat(tmp_path, *served_agent)
+
+
+def seat(root: Path, agent: Agent, place: Place, url: str = "") -> Desk:
+    wrapped = place.space.wrap(real.require(agent.name), root / "bin")
+    made = real.bench(root, place.server, "acp", "", agent.leads(url or place.server.url))
     env = {**made.launch.env, "PATH": f"{Path(wrapped).parent}:{os.environ['PATH']}"}
-    model = f"{agent.name}:{agent.model}" if agent.model else agent.name
-    launch = {**made.launch.__dict__, "env": env, "model": model, "settings": NoSettings()}
+    launch = {**made.launch.__dict__, "env": env, "model": agent.name, "settings": NoSettings()}
     return Desk(agent, place, Launch(**launch))
 
 
@@ -146,8 +151,42 @@ def test_bypass_runs_what_it_likes_and_sees_no_foreign_key(desk: Desk) -> None:
     assert desk.agent.name == "opencode" or "foreign" not in seen
 
 
-def test_model_failures_are_named(desk: Desk) -> None:
-    for prompt, reason in (("E401", Reason.AUTH), ("E429", Reason.RATE_LIMIT)):
-        turn = desk.run(prompt)
-        assert (turn.outcome.terminal, turn.outcome.reason) == ("error", reason), turn
-        assert turn.outcome.message
+FAILURES = {
+    "E401": Reason.AUTH,
+    "E429": Reason.RATE_LIMIT,
+    "E500": Reason.MODEL_ERROR,
+    "CUT": Reason.NETWORK,
+    "REFUSED": Reason.NETWORK,
+}
+
+
+def test_model_failures_are_named_within_seconds(tmp_path: Path, served_agent: tuple[Agent, Place]) -> None:
+    def run(name: str) -> tuple[Outcome, float]:
+        desk = seat(tmp_path / name, *served_agent, url="http://127.0.0.1:1" if name == "REFUSED" else "")
+        began = time.monotonic()
+        return desk.run(f"{name} now").outcome, time.monotonic() - began
+
+    with ThreadPoolExecutor(len(FAILURES)) as pool:
+        found = dict(zip(FAILURES, pool.map(run, FAILURES), strict=True))
+    assert {name: outcome.reason for name, (outcome, _) in found.items()} == FAILURES, found
+    assert all(outcome.terminal == "error" and outcome.message for outcome, _ in found.values())
+    assert max(took for _, took in found.values()) < 30, found
+
+
+def test_a_turn_that_is_stopped_between_two_tries_is_no_success(desk: Desk) -> None:
+    def refused() -> None:
+        assert desk.place.server.wait_requests(1, 60, key="BUSY")
+        time.sleep(0.5)  # the agent has read the answer, and waits for seconds
+
+    turn = desk.run("BUSY now", stop_after=refused)
+    assert (turn.end.stopped_by, turn.outcome.terminal, turn.outcome.reason) == ("pause", "error", Reason.CANCELLED), (
+        turn
+    )
+
+
+def test_gemini_is_told_its_model(desk: Desk) -> None:
+    if desk.agent.name == "gemini":
+        since = len(desk.place.server.requests)
+        assert desk.run("EDIT please").outcome.terminal == "success"
+        asked = {request.path.partition(":")[0].rpartition("/")[2] for request in desk.place.server.requests[since:]}
+        assert asked and all("-pro" in model for model in asked), asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.real_cli
 SLEEP = f"{sys.executable} -c 'import time; time.sleep(315)'"
 DONE = Step("Done.", usage=USAGE)
 SOON = {"retry-after-ms": "1"}
-"""It tries five times, after 2 to 30 seconds: nothing makes it try less, but a header makes it sooner."""
+LATE = {"retry-after": "3600"}
 
 
 def scripts() -> list[Script]:
@@ -39,8 +40,8 @@ def scripts() -> list[Script]:
         Script("SPECS", [Step("x", [Tool("read", {"filePath": "{cwd}/../specs/a.md"})]), Step("Done.")]),
         Script("E400", [Step(error=400, message="bad 402913 shape")]),
         Script("E401", [Step(error=401, message="invalid key")]),
-        Script("E429", [Step(error=429, message="slow down", headers=SOON)]),
-        Script("E500", [Step(error=500, headers=SOON)]),
+        Script("E429", [Step(error=429, message="slow down", headers=LATE)]),
+        Script("E500", [Step(error=500, message="boom")]),
         Script("RETRY", [Step(error=500, headers=SOON, times=2, then=DONE)]),
         Script("CUT", [Step("hello", cut=True)]),
         Script("HANG", [Step(hang=True)]),
@@ -100,18 +101,20 @@ FAILURES = {
 
 
 def test_model_failures_are_named(tmp_path: Path, place: Place) -> None:
-    def run(name: str) -> Outcome:
+    def run(name: str) -> tuple[Outcome, float]:
         root = tmp_path / name
         made = bench(root, place.server, place.space.wrap(real.require("opencode"), root / "bin"))
         env = leads("http://127.0.0.1:1") if name == "REFUSED" else {}
+        began = time.monotonic()
         with made.start(f"{name} now", env=env) as turn:
-            return turn.finish(150).outcome
+            return turn.finish(60).outcome, time.monotonic() - began
 
-    # The first two sleep for most of a minute, between tries that nothing makes fewer.
     with ThreadPoolExecutor(4) as pool:
         found = dict(zip(FAILURES, pool.map(run, FAILURES), strict=True))
-    assert {name: outcome.reason for name, outcome in found.items()} == FAILURES
-    for name, outcome in found.items():
+    assert {name: outcome.reason for name, (outcome, _) in found.items()} == FAILURES
+    assert max(took for _, took in found.values()) < 30, found
+    assert found["E429"][0].resets_at is not None
+    for name, (outcome, _) in found.items():
         assert outcome.terminal == ("error" if FAILURES[name] else "success")
         assert outcome.session_id and bool(outcome.message) == bool(FAILURES[name])
 

@@ -32,17 +32,24 @@ def run(
     *,
     resume: str = "",
     stop_at: Callable[[AgentEvent], bool] | None = None,
+    stop_after: Callable[[], object] | None = None,
     why: str = "pause",
     **changes: Any,
 ) -> Turn:
-    """Run one turn to its end, or until an event at which it is to be stopped."""
+    """Run one turn to its end, or until an event at which it is to be stopped, or until `stop_after` returns."""
     env = {**launch.env, **changes.pop("env", {})}
     asked = replace(launch, prompt=prompt, resume_session=resume, env=env, **changes)
     with tempfile.TemporaryDirectory(prefix="ca") as base:
-        return asyncio.run(_turn(asked, Path(base) / "A1", stop_at, why))
+        return asyncio.run(_turn(asked, Path(base) / "A1", stop_at, stop_after, why))
 
 
-async def _turn(launch: Launch, folder: Path, stop_at: Callable[[AgentEvent], bool] | None, why: str) -> Turn:
+async def _turn(
+    launch: Launch,
+    folder: Path,
+    stop_at: Callable[[AgentEvent], bool] | None,
+    stop_after: Callable[[], object] | None,
+    why: str,
+) -> Turn:
     runner = Acp()
     plan = runner.plan(launch)
     lay_out(plan)
@@ -87,8 +94,9 @@ async def _turn(launch: Launch, folder: Path, stop_at: Callable[[AgentEvent], bo
     shim = attempts.spawn(folder)
     shim.on_output(look)
     async with asyncio.timeout(120):
-        if stop_at:
-            waiting = [asyncio.create_task(stopped.wait()), asyncio.create_task(shim.wait())]
+        if stop_at or stop_after:
+            reached = asyncio.to_thread(stop_after) if stop_after else stopped.wait()
+            waiting = [asyncio.create_task(reached), asyncio.create_task(shim.wait())]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             waiting[0].cancel()
             await shim.cancel(why, 10)

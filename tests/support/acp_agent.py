@@ -113,12 +113,13 @@ def work(identity: Any, words: str) -> None:
             }
             with open(f"{HERE}/answers.json", "w") as answers:
                 json.dump({"asked": asked, "files": files}, answers)
-        case "slow":
+        case "slow" | "stops well":
             text("slow")
+            reason = "cancelled" if BEHAVIOUR == "slow" else "end_turn"
             while True:
                 message = hear()
                 if message.get("method") == "session/cancel":
-                    say({"id": identity, "result": {"stopReason": "cancelled"}})
+                    say({"id": identity, "result": {"stopReason": reason}})
                     hear()
         case "deaf":
             text("deaf")

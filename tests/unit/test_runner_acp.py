@@ -14,10 +14,11 @@ from coreagent import config
 from coreagent.dispatch import logbook
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, EventKind, Reason, Usage
-from coreagent.runners import acp
+from coreagent.runners import acp, gemini
 from coreagent.runners.acp import Acp
 from coreagent.runners.acp_stream import AcpParser
 from coreagent.runners.base import Launch
+from coreagent.runners.opencode_plugin import GAVE_UP
 
 NOW = 1_800_000_000.0
 
@@ -148,6 +149,10 @@ def test_other_endings_are_no_success(stop: str, reason: Reason) -> None:
         ({"code": -32603, "message": "x", "data": {"errorKind": "server_error"}}, Reason.MODEL_ERROR),
         ({"code": 401, "message": "no"}, Reason.AUTH),
         ({"code": 429, "message": "slow down"}, Reason.RATE_LIMIT),
+        ({"code": 500, "message": "boom"}, Reason.MODEL_ERROR),
+        ({"code": 500, "message": "exception TypeError: fetch failed sending request"}, Reason.NETWORK),
+        ({"code": 500, "message": "terminated"}, Reason.NETWORK),
+        ({"code": 503, "message": "the connection pool is full"}, Reason.MODEL_ERROR),
         ({"code": -32603, "message": "Internal error: prompt is too long"}, Reason.CONTEXT_OVERFLOW),
         ({"code": -32603, "message": "Internal error", "data": {"details": "fetch failed"}}, Reason.NETWORK),
         ({"code": -32603, "message": "402913 tokens were not enough"}, Reason.ERROR),
@@ -159,6 +164,32 @@ def test_errors_have_reasons(error: object, reason: Reason) -> None:
     parser, _ = fed(theirs(id=3, error=error))
     out = parser.end(0, None)
     assert (out.terminal, out.reason) == ("error", reason) and out.message
+
+
+@pytest.mark.parametrize("stop", ["end_turn", "cancelled", "max_tokens", "refusal", "weather"])
+def test_an_answer_after_the_agent_was_told_to_stop_is_a_cancelled_turn(stop: str) -> None:
+    told = ours("call", method="session/cancel")
+    for answer in (theirs(id=3, result={"stopReason": stop}), theirs(id=3, error={"code": 500, "message": "aborted"})):
+        out = fed(chunk("half"), told, answer)[0].end(0, None)
+        assert (out.terminal, out.reason, out.last_text) == ("error", Reason.CANCELLED, "half")
+    out = fed(theirs(id=3, result={"stopReason": "end_turn"}), told)[0].end(0, None)
+    assert out.terminal == "success"  # it had ended by itself
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "resets_at"),
+    [
+        ({"message": "boom", "statusCode": 500, "responseHeaders": {}}, Reason.MODEL_ERROR, None),
+        ({"message": "slow", "statusCode": 429, "responseHeaders": {"retry-after": "60"}}, Reason.RATE_LIMIT, NOW + 60),
+        ({"message": "Cannot connect to API: Unable to connect."}, Reason.NETWORK, None),
+    ],
+)
+def test_what_our_plugin_says_when_it_gives_up(data: dict[str, Any], reason: Reason, resets_at: float | None) -> None:
+    error = {"name": "APIError", "data": data}
+    parser, events = fed(theirs(method=GAVE_UP, params={"sessionId": "ses_1", "error": error}))
+    out = parser.end(1, None)
+    assert (out.terminal, out.reason, out.message, out.resets_at) == ("error", reason, data["message"], resets_at)
+    assert events[-1].kind is EventKind.ERROR
 
 
 def test_a_rate_limit_names_its_reset() -> None:
@@ -278,6 +309,19 @@ def test_known_agents_get_their_own_key_and_home_and_nobody_elses(launch: Launch
     assert plan.acp is not None and plan.acp["auth"] == "gemini-api-key"
     assert "GEMINI_CLI_HOME" not in plan.env and not plan.copies and not plan.seeds
     assert {name for name in plan.env if name.endswith("_API_KEY")} == {"GEMINI_API_KEY"}
+
+
+def test_gemini_is_never_left_to_choose_its_model(launch: Launch) -> None:
+    def model(asked: str, **changes: Any) -> str:
+        return str((Acp().plan(replace(launch, model=asked, **changes)).acp or {})["model"])
+
+    assert model("gemini") == gemini.DEFAULT_MODEL
+    assert model("gemini", native_model="flash") == "flash"
+    assert model("gemini:pro-9", native_model="flash") == "pro-9"
+    own = config.AcpSettings(argv=["gemini", "--acp"], model="mine")
+    assert model("gemini", native_model="flash", acp=own) == "mine"
+    assert model("gemini", acp=config.AcpSettings(argv=["gemini", "--acp"])) == ""
+    assert model("codex", native_model="gpt") == ""
 
 
 def test_opencode_is_not_led_to_its_makers_free_models_by_its_own_name(launch: Launch) -> None:

@@ -12,7 +12,8 @@ import pytest
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import EventKind, Reason, Usage
 from coreagent.runners.base import Launch, lay_out
-from coreagent.runners.opencode import Opencode, read_own
+from coreagent.runners.opencode import Opencode, purity, read_own
+from coreagent.runners.opencode_plugin import GAVE_UP
 from coreagent.runners.opencode_stream import OpencodeParser
 
 NOW = 1_800_000_000.0
@@ -150,7 +151,7 @@ def test_of_the_persons_own_configuration_only_the_models_are_used(launch: Launc
     file = Path(launch.env["HOME"], ".config/opencode/opencode.jsonc")
     file.write_text('{\n// mine\n"provider": {"x": {"options": {"baseURL": "http://x//y"}}}, "plugin": ["evil"],\n}')
     assert read_own(launch.env) == {"provider": {"x": {"options": {"baseURL": "http://x//y"}}}}
-    assert content(launch)["provider"]["x"] and "plugin" not in content(launch)
+    assert content(launch)["provider"]["x"] and "evil" not in str(content(launch))
     assert "provider" not in content(replace(launch, config_home=""))  # there it reads its own
     assert Opencode().login(launch.env, launch.settings).state == "yes"
     file.write_text("{broken")
@@ -164,8 +165,47 @@ def test_what_an_agent_wrote_into_its_home_does_not_configure_the_next_turn(laun
     home = Path(launch.config_home, "config/opencode")
     (home / "opencode.jsonc").write_text('{"mcp": {"evil": {"type": "local", "command": ["evil"]}}}')
     lay_out(plan)
-    assert (home / "opencode.jsonc").read_text() == "{}\n" and "--pure" in plan.argv
+    assert (home / "opencode.jsonc").read_text() == "{}\n"
     assert Path(content(launch)["instructions"][0]).read_text() == "rules"
+    assert "--pure" not in Opencode().plan(launch).argv
+    (home / "plugins").mkdir()
+    assert "--pure" in Opencode().plan(launch).argv and "plugin" not in content(launch)
+
+
+def test_our_plugin_is_the_only_one_or_there_is_none(launch: Launch) -> None:
+    plan = Opencode().plan(launch)
+    (plugin,) = content(launch)["plugin"]
+    files = {Path(path).as_uri(): text for path, text in plan.files}
+    assert GAVE_UP.encode() in files[plugin] and "--pure" not in plan.argv
+    assert purity(replace(launch, config_home="")) == ("--pure",)
+    credentials = Path(launch.env["HOME"], ".local/share/opencode/auth.json")
+    credentials.parent.mkdir(parents=True, exist_ok=True)
+    credentials.write_text('{"https://x": {"type": "wellknown", "key": "K", "token": "t"}}')
+    assert purity(launch) == ("--pure",)  # its server sends a configuration
+    credentials.write_text('{"groq": {"type": "api", "key": "k"}}')
+    assert purity(launch) == ()
+    Path(launch.env["HOME"], ".opencode/plugin").mkdir(parents=True)
+    assert purity(launch) == ("--pure",) and "plugin" not in content(launch)
+    assert "plugin" not in json.loads(Opencode().interactive(launch).env["OPENCODE_CONFIG_CONTENT"])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "resets_at"),
+    [
+        ({"message": "boom", "statusCode": 500, "responseHeaders": {}}, Reason.MODEL_ERROR, None),
+        (
+            {"message": "slow down", "statusCode": 429, "responseHeaders": {"retry-after": "3600"}},
+            Reason.RATE_LIMIT,
+            3600,
+        ),
+        ({"message": "Cannot connect to API: Unable to connect. Is the computer able to access"}, Reason.NETWORK, None),
+        ({"message": "Connection reset by server"}, Reason.NETWORK, None),
+    ],
+)
+def test_what_our_plugin_says_when_it_gives_up(data: dict[str, Any], reason: Reason, resets_at: float | None) -> None:
+    out = parsed(failure(**data)).end(1, None)
+    assert (out.terminal, out.reason, out.message) == ("error", reason, data["message"])
+    assert out.resets_at == (NOW + resets_at if resets_at else None)
 
 
 def test_with_a_providers_model_only_that_ones_keys_go_along(launch: Launch) -> None:

@@ -16,6 +16,10 @@ import pytest
 
 from coreagent import process, shim_files
 from coreagent.attempts import Shim, ShimExit, spawn
+from coreagent.dispatch.verdict import Evidence, judge
+from coreagent.models.agent import Reason
+from coreagent.models.dispatch import State
+from coreagent.runners.acp_stream import AcpParser
 
 AGENT = Path(__file__).parents[1] / "support" / "acp_agent.py"
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and a subreaper")
@@ -216,6 +220,38 @@ def test_cancel_is_asked_for_in_the_protocol(base: Path) -> None:
         assert b'"cancelled"' in lines(folder)[-1]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("why", "changes", "state"),
+    [
+        ("cancel", {}, State.CANCELLED),
+        ("pause", {}, State.PAUSED),
+        ("timeout", {"wall_s": 1}, State.FAILED),
+        ("idle_timeout", {"idle_s": 1}, State.FAILED),
+    ],
+)
+def test_an_agent_that_calls_a_stop_a_good_end_is_not_believed(
+    base: Path, why: str, changes: dict[str, Any], state: State
+) -> None:
+    async def scenario() -> ShimExit:
+        running = spawn(folder)
+        if not changes:
+            await output_holds(running, b"slow")
+            assert await running.cancel(why, 20)
+        async with asyncio.timeout(30):
+            return await running.wait()
+
+    folder = prepare(base, "stops well", **changes)
+    end = asyncio.run(scenario())
+    assert end.stopped_by == why and b'"end_turn"' in lines(folder)[-1]
+    parser = AcpParser()
+    for line in lines(folder):
+        parser.feed(line)
+    outcome = parser.end(end.code, end.signal)
+    assert (outcome.terminal, outcome.reason) == ("error", Reason.CANCELLED)
+    verdict = judge(Evidence(outcome, stopped_by=end.stopped_by, changed=True))
+    assert verdict.state is state and (verdict.reason or "").startswith(why[:5])
 
 
 def test_an_agent_that_hears_no_cancel_gets_the_signal_and_then_the_end(base: Path) -> None:

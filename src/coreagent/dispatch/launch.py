@@ -107,6 +107,7 @@ def make_launch(
     settings = runner_settings(core, dispatch.runner)
     applied = core.engine.settings_of(dispatch)
     private = settings.home == "private"
+    acp_agent = dispatch.model.partition(":")[0] if dispatch.runner == "acp" else ""
     return Launch(
         prompt=prompt,
         session_id=attempt.session_id,
@@ -121,7 +122,8 @@ def make_launch(
         config_home=str(place.config_home(dispatch.runner)) if private else "",
         settings=settings,
         command=applied.settings.commands.get(dispatch.model) if dispatch.runner == "command" else None,
-        acp=core.settings.acp.get(dispatch.model.partition(":")[0]) if dispatch.runner == "acp" else None,
+        acp=core.settings.acp.get(acp_agent) if acp_agent else None,
+        native_model=runner_settings(core, acp_agent).model if acp_agent else "",
         trusted_settings=applied.agent_settings,
         script=dispatch.options.script,
     )

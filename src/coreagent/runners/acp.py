@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
 from coreagent.paths import VERSION
-from coreagent.runners import codex, named, opencode, program
+from coreagent.runners import codex, gemini, named, opencode, program
 from coreagent.runners.acp_stream import AcpParser
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, which, word
 
@@ -70,7 +70,7 @@ KNOWN: Final[Mapping[str, Known]] = {
         reads=False,
     ),
     "opencode": Known(
-        argv=("opencode", "acp", "--pure"),
+        argv=("opencode", "acp"),
         variables=opencode.VARIABLES,
         home=opencode.HOMES,
         credential=(".local/share/opencode/auth.json", "data/opencode/auth.json"),
@@ -117,19 +117,20 @@ class Acp(Runner):
         path = named.require(argv[0], launch.env, f"acp.{name}", known.install if own is None else "")
         # A private home is for agents of which we know where they keep their login.
         private = bool(launch.config_home and known.home and own is None)
+        pure = opencode.purity(launch) if name == "opencode" and own is None else ()
         wish: dict[str, Any] = {
             "permissions": launch.permissions,
             "session": word(launch.resume_session, "session"),
             "fresh_prompt": _prompt(launch.fresh_prompt) if launch.resume_session else "",
             "readable": [f"{launch.workspace_dir}/{name}" for name in ("specs", "CODEX.md", "AGENTS.md")],
             "mode": own.mode if own is not None else "",
-            "model": word(model or (own.model if own is not None else ""), "model"),
+            "model": word(model or _model(launch, name), "model"),
             "auth": own.auth if own is not None else _auth(launch, name, private=private),
             "reads": own is not None or known.reads,
             "version": VERSION,
         }
         return Plan(
-            argv=[path, *argv[1:], *launch.settings.args, *launch.args],
+            argv=[path, *argv[1:], *pure, *launch.settings.args, *launch.args],
             env=_environment(launch, name, known, private=private),
             session_id=launch.resume_session or launch.session_id,
             stdin=_prompt(launch.prompt).encode("utf-8", "replace"),
@@ -149,6 +150,13 @@ class Acp(Runner):
 def _prompt(prompt: str) -> str:
     # A prompt that begins with "/" would be run as a command of the agent.
     return "\n" + prompt if prompt.startswith("/") else prompt
+
+
+def _model(launch: Launch, name: str) -> str:
+    if launch.acp is not None:
+        return launch.acp.model
+    # Its own choice is made by another model, which on an error takes more than a minute.
+    return launch.native_model or gemini.DEFAULT_MODEL if name == "gemini" else ""
 
 
 def _auth(launch: Launch, name: str, *, private: bool) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
+from coreagent.runners import opencode_plugin, opencode_stream
 from coreagent.runners.base import TEXT_LIMIT, Parser, bounded, join_lines, last_lines, text_of, whole
 from coreagent.runners.resets import believable, in_text
 from coreagent.runners.said import reason_in
@@ -65,6 +66,8 @@ class AcpParser(Parser):
         self._calls: dict[int, str] = {}
         self._loading = ""
         """The session that is being told all over again."""
+        self._stopped = False
+        """The agent was told to stop before it had answered."""
         self._said: list[str] = []
         self._message = ""
         self._tools: dict[str, dict[str, str]] = {}
@@ -94,6 +97,8 @@ class AcpParser(Parser):
             self.outcome.unparsed += 1
             return []
         match record.get("what"):
+            case "call" if record.get("method") == "session/cancel":
+                self._stopped = True  # the shim writes it down in its order among what the agent says
             case "call":
                 self._calls[whole(record.get("id"))] = text_of(record.get("method"))
                 self._loading = text_of(record.get("session"))
@@ -127,6 +132,9 @@ class AcpParser(Parser):
             if method == "session/request_permission" and isinstance(params, dict):
                 # Some tell of a tool only here until it is over.
                 return [*self._spoken(), *self._tool({**params["toolCall"], "status": "in_progress"})]
+            if method == opencode_plugin.GAVE_UP and isinstance(params, dict):
+                reason, message, resets_at = opencode_stream.decode_error(params.get("error"), self._clock())
+                return self._failed(reason, message, {"resetsAt": resets_at})
             return []
         identity = record.get("id")
         call = self._calls.pop(identity, "") if isinstance(identity, int) else ""
@@ -156,6 +164,8 @@ class AcpParser(Parser):
         if call == "session/load":
             self._loading = ""
             return []  # a fresh session is begun in its place, and the shim says so
+        if call == "session/prompt" and self._stopped:
+            return self._failed(*STOPS["cancelled"])
         error = error if isinstance(error, dict) else {"message": error}
         message = said_by(error)
         reason = self._reason(error, message)
@@ -171,9 +181,11 @@ class AcpParser(Parser):
             return KINDS[kind]
         if code == AUTH_REQUIRED:
             return Reason.AUTH
-        if isinstance(code, int) and 400 <= code < 600:
+        told = reason_in(message)
+        # gemini says 500 of whatever is no answer of a server, a connection that was refused for one.
+        if isinstance(code, int) and 400 <= code < 600 and not (code == 500 and told is Reason.NETWORK):
             return reason_of(code, message)
-        return reason_in(message) or Reason.ERROR
+        return told or Reason.ERROR
 
     def _update(self, update: dict[str, Any]) -> list[AgentEvent]:
         self._status(update.get("_meta"))
@@ -250,7 +262,8 @@ class AcpParser(Parser):
         out.turns += 1
         self._status(result.get("_meta"))
         out.usage = usage_of(result)
-        stop = text_of(result.get("stopReason"))
+        # opencode ends what it was told to stop with `end_turn`, when it waits between its tries.
+        stop = "cancelled" if self._stopped else text_of(result.get("stopReason"))
         if stop == "end_turn" and self._broken:
             # Its error is told as if the agent had said it, and the turn ends as if all were well.
             reason = reason_in(out.last_text) or Reason.MODEL_ERROR

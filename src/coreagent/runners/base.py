@@ -116,6 +116,8 @@ class Launch:
     settings: RunnerSettings = field(default_factory=NoSettings)
     command: CommandSettings | None = None
     acp: AcpSettings | None = None
+    native_model: str = ""
+    """Of an ACP agent that has a runner of its own too: the model that the settings name for that runner."""
     fresh_prompt: str = ""
     """With `resume_session`: the prompt of the new session that takes its place when it is lost; else ""."""
     script: str = ""

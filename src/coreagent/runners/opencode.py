@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Final
 from coreagent.models.agent import Cost, Usage
 from coreagent.runners import program
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, word
+from coreagent.runners.opencode_plugin import SOURCE
 from coreagent.runners.opencode_stream import OpencodeParser
 
 PROGRAM: Final = program.Program(
@@ -66,6 +68,9 @@ HOMES: Final[Mapping[str, str]] = {
 CREDENTIALS: Final = "data/opencode/auth.json"
 GATEWAY: Final = "opencode"
 """Its makers' own models; some are free, need no login, and may keep what they are sent."""
+MANAGED: Final = (Path("/etc/opencode"), Path("/Library/Application Support/opencode"))
+"""Where an administrator's configuration is."""
+CONFIGS: Final = ("config.json", "opencode.json", "opencode.jsonc")
 OWN_KEYS: Final = ("provider", "model", "small_model", "enabled_providers", "disabled_providers")
 CONFIG_LIMIT: Final = 1024 * 1024
 # Else it asks npm's registry for a plugin package whenever it meets a new configuration directory.
@@ -99,7 +104,7 @@ class Opencode(Runner):
         FLAGS.check(launch.settings.args, widening=True)
         FLAGS.check(launch.args, widening=launch.permissions == "bypass")
         argv = [PROGRAM.require(launch), "run", *launch.settings.args, *launch.args]
-        argv += ["--format", "json", "--pure", "--dir", launch.repo_dir]
+        argv += ["--format", "json", *purity(launch), "--dir", launch.repo_dir]
         if model := word(launch.model or launch.settings.model, "model"):
             argv += ["--model", model]
         if launch.permissions == "bypass":
@@ -160,6 +165,8 @@ def pins(launch: Launch, *, headless: bool = True) -> dict[str, str]:
     }
     if headless:
         config["permission"] = _permissions(launch)
+    if headless and not purity(launch):
+        config["plugin"] = [Path(_plugin_file(launch)).as_uri()]
     if _context(launch):
         config["instructions"] = [*_texts(given.get("instructions")), _context_file(launch)]
     model = launch.model or launch.settings.model or str(config.get("model") or "")
@@ -176,6 +183,19 @@ def pins(launch: Launch, *, headless: bool = True) -> dict[str, str]:
         "OPENCODE_DISABLE_MODELS_FETCH": "1",
         "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
     }
+
+
+def purity(launch: Launch) -> tuple[str, ...]:
+    """The flag that keeps every plugin out, ours too: for where another than ours could come along."""
+    home = program.user_directory(launch.env, "", "")
+    places = [*MANAGED, *([home / ".opencode"] if home else []), Path(launch.config_home, "config/opencode")]
+    others = any(os.path.lexists(place / name) for place in places for name in ("plugin", "plugins"))
+    managed = any(os.path.lexists(place / name) for place in MANAGED for name in CONFIGS)
+    file = _credentials(launch.env)
+    # Of such a login the server says what is configured.
+    told = [each for each in (_json_of(file) if file else {}).values() if isinstance(each, dict)]
+    remote = any(each.get("type") == "wellknown" for each in told)
+    return () if launch.config_home and not (others or managed or remote) else ("--pure",)
 
 
 def _permissions(launch: Launch) -> Any:
@@ -247,13 +267,17 @@ def _context_file(launch: Launch) -> str:
     return f"{launch.tmp_dir}/instructions.md"
 
 
+def _plugin_file(launch: Launch) -> str:
+    return f"{launch.tmp_dir}/core-agent.js"
+
+
 def files(launch: Launch) -> tuple[tuple[str, bytes], ...]:
     context = _context(launch)
     written = [(_context_file(launch), context)] if context else []
     if launch.config_home:
         # An agent without a sandbox can write there, and a configuration names programs to run.
-        names = ("config.json", "opencode.json", "opencode.jsonc")
-        written += [(f"{launch.config_home}/config/opencode/{name}", b"{}\n") for name in names]
+        written += [(f"{launch.config_home}/config/opencode/{name}", b"{}\n") for name in CONFIGS]
+        written.append((_plugin_file(launch), SOURCE.encode()))
     return tuple(written)
 
 

@@ -2,7 +2,8 @@
 
 Measured with 1.18.33 (tests/e2e/test_opencode_direct.py): there is no last event. A turn ended well when its last step
 did, with `stop`; a step that was begun and not finished is a death, whatever the exit code. A tool is told when it is
-over. Retries are silent. After an error it may go on by itself, and still exits 1.
+over. Retries are silent (opencode_plugin makes an end of them). After an error it may go on by itself, and still exits
+1.
 """
 
 from __future__ import annotations
@@ -114,28 +115,14 @@ class OpencodeParser(Parser):
 
     def _error(self, error: object) -> list[AgentEvent]:
         out = self.outcome
-        error = error if isinstance(error, dict) else {"name": text_of(error)}
-        data = error.get("data")
-        data = data if isinstance(data, dict) else {}
-        message = bounded(join_lines(text_of(data.get("message")) or text_of(error.get("message"))))
-        name, status = text_of(error.get("name")), whole(data.get("statusCode"))
-        reason = NAMES.get(name) or (reason_of(status, message) if status else reason_in(message)) or Reason.ERROR
-        out.reason, out.message = reason, message or name or "an error without a text"
-        out.resets_at = self._reset(data, message) if reason is Reason.RATE_LIMIT else None
+        reason, out.message, out.resets_at = decode_error(error, self._clock())
+        out.reason = reason
         shared: dict[str, Any] = {"text": out.message, "reason": reason, "resets_at": out.resets_at}
         limit = [AgentEvent(kind=EventKind.RATE_LIMIT, data={"status": "rejected"}, **shared)]
         return [
             *(limit if reason is Reason.RATE_LIMIT else []),
             AgentEvent(kind=EventKind.ERROR, is_error=True, **shared),
         ]
-
-    def _reset(self, data: dict[str, Any], message: str) -> float | None:
-        headers = data.get("responseHeaders")
-        if isinstance(headers, dict):
-            named = {str(name): value for name, value in headers.items() if isinstance(value, str)}
-            if found := believable(retry_after(named, self._clock()), self._clock()):
-                return found
-        return in_text(message, self._clock())
 
     def end(self, exit_code: int | None, signal: int | None, stderr_tail: bytes = b"") -> Outcome:
         out, tail = self.outcome, ANSI.sub(b"", stderr_tail)
@@ -169,6 +156,27 @@ class OpencodeParser(Parser):
         out = self.died(exit_code, signal, tail)
         out.message = join_lines(out.message, said)
         return out
+
+
+def decode_error(error: object, now: float) -> tuple[Reason, str, float | None]:
+    """Why a turn failed, in which words, and until when, if it is for a while only."""
+    error = error if isinstance(error, dict) else {"name": text_of(error)}
+    data = error.get("data")
+    data = data if isinstance(data, dict) else {}
+    message = bounded(join_lines(text_of(data.get("message")) or text_of(error.get("message"))))
+    name, status = text_of(error.get("name")), whole(data.get("statusCode"))
+    reason = NAMES.get(name) or (reason_of(status, message) if status else reason_in(message)) or Reason.ERROR
+    resets_at = _reset(data, message, now) if reason is Reason.RATE_LIMIT else None
+    return reason, message or name or "an error without a text", resets_at
+
+
+def _reset(data: dict[str, Any], message: str, now: float) -> float | None:
+    headers = data.get("responseHeaders")
+    if isinstance(headers, dict):
+        named = {str(name): value for name, value in headers.items() if isinstance(value, str)}
+        if found := believable(retry_after(named, now), now):
+            return found
+    return in_text(message, now)
 
 
 def decode_usage(raw: object) -> Usage:
