@@ -168,6 +168,8 @@ class HarvestSettings(Section):
     max_files: Size = 2000
     max_file_bytes: Size = 10 << 20
     max_total_bytes: Size = 100 << 20
+    max_kept_bytes: Size = 10 << 30
+    """What no commit can hold is kept as files when a workspace goes; with more of it, the workspace stays."""
     binaries: Literal["allow", "reject"] = "allow"
 
 

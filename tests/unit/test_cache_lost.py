@@ -99,9 +99,10 @@ def test_accept_lands_from_the_branch_when_the_cache_is_gone(tmp_path: Path) -> 
         found = await worked(room)
         lose(room, found)
         reply = await room.ask("accept", workspace="one")
-        assert reply.after == found.harvest.sha
+        assert sh(room.repo, "rev-parse", f"{reply.after}^") == found.harvest.sha
         assert (room.repo / "made.txt").read_text() == "made\n"
-        assert [row.files for row in await room.ask("rescue.list")] == [2], "what was done since is kept"
+        assert (room.repo / "later.txt").read_text() == "later\n", "what was done since came along"
+        assert await room.ask("rescue.list") == []
 
     in_room(tmp_path, body)
 
@@ -113,14 +114,29 @@ def test_accept_says_the_way_out_when_the_branch_is_gone_too(tmp_path: Path) -> 
         sh(room.repo, "branch", "-q", "-D", found.branch)
         sh(room.repo, "reflog", "expire", "--expire=now", "--all")
         sh(room.repo, "gc", "-q", "--prune=now")
+        room.checkout(found).rename(tmp_path / "away")
         with pytest.raises(CoreAgentError) as caught:
             await room.ask("accept", workspace="one")
         assert caught.value.slug == "nothing_to_accept"
         assert caught.value.cause
         assert "core-agent reject one" in caught.value.hint
-        assert room.checkout(found).is_dir()
+        (tmp_path / "away").rename(room.checkout(found))
         await room.ask("reject", workspace="one")
         assert [row.files for row in await room.ask("rescue.list")] == [2]
+
+    in_room(tmp_path, body)
+
+
+def test_accept_lands_what_the_checkout_holds_when_all_commits_are_lost(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        found = await worked(room)
+        lose(room, found)
+        sh(room.repo, "branch", "-q", "-D", found.branch)
+        sh(room.repo, "reflog", "expire", "--expire=now", "--all")
+        sh(room.repo, "gc", "-q", "--prune=now")
+        assert (await room.ask("accept", workspace="one")).files == 2
+        assert (room.repo / "made.txt").read_text() == "made\n"
+        assert (room.repo / "later.txt").read_text() == "later\n"
 
     in_room(tmp_path, body)
 
@@ -186,11 +202,13 @@ def test_diff_and_compare_make_the_cache_again(tmp_path: Path) -> None:
         before = (await room.ask("diff", workspace="one")).text
         lose(room, one)
         await room.ask("prep", name="three", ephemeral=True)  # makes a cache that knows nothing of them
-        assert (await room.ask("diff", workspace="one")).text == before != ""
+        assert (await room.ask("diff", workspace="one")).text == before
+        assert "later" in before
         lose(room, one, "emptied")
         compared = await room.ask("compare", siblings=["one", "two"], diff=["one", "two"])
         assert compared.diff == ""
-        assert (await room.ask("accept", workspace="two", strategy="rebase")).after == two.harvest.sha
+        landed = (await room.ask("accept", workspace="two", strategy="rebase")).after
+        assert sh(room.repo, "rev-parse", f"{landed}^") == two.harvest.sha
 
     in_room(tmp_path, body)
 

@@ -180,6 +180,7 @@ async def _session(core: Core, held: Dispatch, source: Source, found: sessions.S
 def _reply(core: Core, now: Dispatch, source: Source, notes: list[str], again: bool) -> AdoptReply:
     if now.setup_note:
         notes = [*notes, now.setup_note]
+    notes = [*notes, *prep.not_carried(now)]
     return AdoptReply(
         workspace=now.workspace,
         dispatch_id=now.id,

@@ -13,7 +13,7 @@ from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import after as order
-from coreagent.dispatch import attached, bring, environment, intake, launch, ports, prep, rows
+from coreagent.dispatch import attached, bring, environment, intake, launch, leftover, ports, prep, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.verdict import UNHEEDED
 from coreagent.dispatch.workspace import Layout, layout
@@ -55,7 +55,7 @@ async def _stop(core: Core, workspace: Workspace, why: Literal["pause", "cancel"
                 break
             return move_reply(*await _stop_resting(core, found, why))
     notes = [UNHEEDED] if found.detail.endswith(UNHEEDED) else []
-    return move_reply(found, "; ".join([*notes, *(["its work is kept"] if found.harvest.status != "none" else [])]))
+    return move_reply(found, "; ".join(filter(None, [*notes, leftover.saved(found.harvest)])))
 
 
 async def _stop_resting(core: Core, found: Dispatch, why: str) -> tuple[Dispatch, str]:

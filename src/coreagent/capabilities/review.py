@@ -14,7 +14,7 @@ from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import find_any, find_open, seen_by
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import attached, bring, cleanup, logbook
+from coreagent.dispatch import attached, bring, cleanup, leftover, logbook
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
@@ -24,12 +24,14 @@ from coreagent.git import rescue as git_rescue
 from coreagent.git.cache import is_ancestor
 from coreagent.git.inspect import inspect, resolve
 from coreagent.git.pack import present
-from coreagent.git.snapshot import live_diff
-from coreagent.models.dispatch import ACTIVE, Dispatch, Fate, Stage, State
+from coreagent.git.snapshot import diff_now, live_diff
+from coreagent.models.dispatch import ACTIVE, RESTING, Dispatch, Fate, Stage, State
 from coreagent.models.report import AcceptReply, DiffReply, LogReply, MoveReply, RescueRow
+from coreagent.plural import plural
 
 DIFF_MAX = 4 << 20
 PATCH_MAX = 256 << 20
+SINCE = "{} changed here since the agent ended, and came along"
 
 
 @capability("diff", cli="diff", roles=EVERYONE, read_only=True)
@@ -40,7 +42,7 @@ async def diff(
     stat: bool = False,
     exact: Annotated[bool, Field(description="The patch for `git apply`; bytes beyond UTF-8 are surrogates")] = False,
 ) -> DiffReply:
-    """Show what the agent changed: of a running one the working tree as it is now, else what was brought home.
+    """Show what the agent changed: the working tree as it is now while there is one, else what was brought home.
 
     With `exact` it is whole, binary files too, or an error: never a patch that applies in part.
     """
@@ -59,6 +61,7 @@ async def _diff(core: Core, caller: Caller, workspace: str, stat: bool, exact: b
     found = await seen_by(core, caller, workspace)
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))
     live = found.state in ACTIVE
+    rests = not found.workspace_gone and found.fate is Fate.OPEN and found.state in RESTING
     start = found.start_sha or found.base_sha
     head = found.harvest.sha
     place = layout(core.home, core.settings, found)
@@ -81,6 +84,9 @@ async def _diff(core: Core, caller: Caller, workspace: str, stat: bool, exact: b
             text=text,
             truncated=cut,
         )
+    shown = await _as_it_is(core, found, stat, limit, exact) if rests else None
+    if shown is not None:
+        return shown
     if not head or head == start:
         return DiffReply(workspace=found.workspace, base=start, head=head or start)
     text, truncated = await asyncio.to_thread(git_diff.diff, cache, start, head, stat=stat, limit=limit, exact=exact)
@@ -94,6 +100,36 @@ async def _diff(core: Core, caller: Caller, workspace: str, stat: bool, exact: b
         deletions=numbers.deletions,
         text=text,
         truncated=truncated,
+    )
+
+
+async def _as_it_is(core: Core, found: Dispatch, stat: bool, limit: int, exact: bool) -> DiffReply | None:
+    """The checkout of a workspace at rest, when it holds something else than what was brought home."""
+    cache = Path(paths.repo_cache(core.home, found.org, found.repo))
+    start = found.start_sha or found.base_sha
+    place = layout(core.home, core.settings, found)
+    index = Path(paths.index_copy(core.home, found.id))
+    known = found.harvest.sha or start
+    if not await asyncio.to_thread(bring.stands, place):
+        return None
+    try:
+        now = await asyncio.to_thread(diff_now, cache, place.repo, start, index, stat, limit, exact, known)
+    except CoreAgentError as error:
+        if error.slug != "git_failed":
+            raise
+        return None  # the cache is not whole; what was brought home is shown, or why that cannot be
+    if not now.since:
+        return None
+    return DiffReply(
+        workspace=found.workspace,
+        base=start,
+        head="",
+        since=now.since,
+        files=now.files,
+        insertions=now.insertions,
+        deletions=now.deletions,
+        text=now.text,
+        truncated=now.truncated,
     )
 
 
@@ -184,7 +220,7 @@ async def accept(
 
 async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, onto: str) -> AcceptReply:
     engine = core.engine
-    _check_acceptable(found)
+    _check_decidable(found)
     target = onto or found.base_ref
     if not target:
         raise CoreAgentError(
@@ -195,9 +231,12 @@ async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, on
     cache = Path(paths.repo_cache(core.home, found.org, found.repo))
     message = f"{found.task.splitlines()[0][:72]}\n\n{found.workspace} by {found.agent}\n"
     if await asyncio.to_thread(_landed, found, target):
-        landing = git_landing.Landing(found.previous_sha, found.accepted_sha, "fast-forward", "")
+        landing, since = git_landing.Landing(found.previous_sha, found.accepted_sha, "fast-forward", ""), 0
     else:
+        found = await asyncio.to_thread(bring.with_own_branch, core.home, found)
         await asyncio.to_thread(_check_branch, found)
+        found, since = await bring.take_along(core.engine, found)
+        _check_acceptable(found)
         try:
             landing = await _land(core, caller, cache, found, target, strategy, message)
         except CoreAgentError as error:
@@ -214,6 +253,7 @@ async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, on
     )
     core.crash_point("accepted")
     await cleanup.let_go(engine, accepted)
+    notes = [SINCE.format(plural(since, "file"))] if since else []
     return AcceptReply(
         workspace=found.workspace,
         strategy=landing.strategy,
@@ -224,6 +264,8 @@ async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, on
         insertions=found.harvest.insertions,
         deletions=found.harvest.deletions,
         undo=landing.undo,
+        since=since,
+        notes=notes + (await asyncio.to_thread(leftover.kept, core.home, found.id)).lines,
     )
 
 
@@ -300,13 +342,16 @@ async def _land(
     )
 
 
-def _check_acceptable(found: Dispatch) -> None:
+def _check_decidable(found: Dispatch) -> None:
     if found.state in ACTIVE or found.state is State.QUEUED:
         raise CoreAgentError(
             "workspace_busy", f"{found.workspace} is {found.state}", hint=f"core-agent watch {found.name}"
         )
     if found.fate is not Fate.OPEN:
         raise CoreAgentError("nothing_to_accept", f"{found.workspace} was {found.fate} already")
+
+
+def _check_acceptable(found: Dispatch) -> None:
     if found.harvest.status == "none" or not found.harvest.sha:
         raise CoreAgentError(
             "nothing_to_accept", f"{found.workspace} changed nothing", hint=f"core-agent why {found.name}"
@@ -339,21 +384,23 @@ async def _reject(core: Core, found: Dispatch) -> MoveReply:
         raise CoreAgentError(
             "workspace_busy", f"{found.workspace} is {found.state}", hint=f"`core-agent cancel {found.name}` first"
         )
-    rows = await bring.keep_tip(engine, found)
-    rejected = await engine.update(found, fate=Fate.REJECTED, stage=Stage.REJECTED, extra=rows or ())
+    tip = await bring.keep_tip(engine, found)
+    rows = tip.rows if tip is not None else ()
+    rejected = await engine.update(found, fate=Fate.REJECTED, stage=Stage.REJECTED, extra=rows)
     core.crash_point("rejected")
     gone = await cleanup.let_go(engine, rejected)
     return move_reply(gone, await _what_is_kept(core, gone))
 
 
 async def _what_is_kept(core: Core, gone: Dispatch) -> str:
-    if place := cleanup.kept_whole(core.home, gone):
-        return f"its commits were lost with the daemon's cache; its files are kept: {place}"
+    files = await asyncio.to_thread(leftover.kept, core.home, gone.id)
     cache = Path(paths.repo_cache(core.home, gone.org, gone.repo))
-    for row in await core.store.rescues(gone.workspace):
+    said = []
+    for row in [] if files.whole else await core.store.rescues(gone.workspace):
         if await asyncio.to_thread(_has, cache, row.sha):
-            return f"its work is kept: core-agent rescue apply {gone.workspace}"
-    return ""
+            said.append(f"its work is kept: core-agent rescue apply {gone.workspace}")
+            break
+    return "; ".join([*said, *files.lines])
 
 
 @capability("rescue.list", cli="rescue list", read_only=True)
@@ -361,7 +408,23 @@ async def rescue_list(core: Core, workspace: Workspace = "") -> list[RescueRow]:
     """List the work that was kept outside the user's repository, newest first."""
     # Of a checkout that was reset, see dispatch.sync: no workspace is called so.
     wanted = workspace if "@" in workspace or not workspace else (await find_any(core, workspace)).workspace
-    return await asyncio.to_thread(_there, core, list(reversed(await core.store.rescues(wanted))))
+    rows = await asyncio.to_thread(_there, core, list(reversed(await core.store.rescues(wanted))))
+    return await _with_files(core, rows)
+
+
+async def _with_files(core: Core, rows: list[RescueRow]) -> list[RescueRow]:
+    """With each newest row of a workspace, where the files of it lie that no commit can hold."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        if row.workspace in told or "@" in row.workspace:
+            continue
+        try:
+            found = await find_any(core, row.workspace)
+        except CoreAgentError:
+            continue
+        place = layout(core.home, core.settings, found)
+        told[row.workspace] = await asyncio.to_thread(leftover.facts, core.home, place, found)
+    return [row.model_copy(update={"also": told.pop(row.workspace, [])}) for row in rows]
 
 
 def _there(core: Core, rows: list[RescueRow]) -> list[RescueRow]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capability import EVERYONE, Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import after, attached, bring, cleanup, fallback, ports, rows
+from coreagent.dispatch import after, attached, bring, fallback, leftover, ports, prep, rows
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
@@ -228,6 +229,7 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         said.append(d.settings_note)
     if d.setup_note:
         said.append(d.setup_note)
+    said += prep.not_carried(d)
     happened = fallback.story(d)
     for a in await core.store.attempts_of(d.id):
         while happened and happened[0][0] < a.claimed_at:
@@ -250,8 +252,7 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         said.append(d.teardown_note)
     if d.workspace_gone:
         said.append("its workspace was archived and deleted")
-        if place := cleanup.kept_whole(core.home, d):
-            said.append(f"its commits were lost with the daemon's cache; its files are kept: {place}")
+    said += await asyncio.to_thread(leftover.facts, core.home, layout(core.home, core.settings, d), d)
     return said
 
 

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreagent import paths
-from coreagent.dispatch.workspace import AUTHOR, layout
+from coreagent.dispatch.workspace import AUTHOR, Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
 from coreagent.git import drop as git_drop
 from coreagent.git import harvest as git_harvest
+from coreagent.git import ref as git_refs
 from coreagent.git import rescue as git_rescue
 from coreagent.git import restore as git_restore
 from coreagent.git import snapshot as git_snapshot
 from coreagent.git.check import Limits
+from coreagent.git.inspect import resolve
 from coreagent.git.pack import present
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import Dispatch, Fate, Harvest, Stage
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUESTION_MAX = 64 << 10
+LEFT_SHOWN = 20
+"""How many of the paths that are in no commit are told by name."""
 OTHER = "other_branch"
 """Why a state is kept that the agent stashed, or committed on a branch that it left again."""
 
@@ -55,6 +59,17 @@ class Home:
     rescued_sha: str = ""
     others: tuple[tuple[str, str, int], ...] = ()
     """(ref, tip, files) of what the agent left in stashes and on branches of its own."""
+
+
+@dataclass(frozen=True)
+class Tip:
+    """What is kept as commits of a workspace that is about to go, and what of it cannot be."""
+
+    rows: list[SaveRescue]
+    left: tuple[str, ...] = ()
+    """Paths of the checkout that are in no commit."""
+    replaced: bool = False
+    """The checkout is not the one that was made; that one may lie beside it."""
 
 
 def read_note(repo_dir: Path, name: str, most: int = QUESTION_MAX) -> str:
@@ -189,8 +204,96 @@ async def bring_home(engine: Engine, dispatch: Dispatch) -> Home:
         detail = f"{error.message} {error.cause}".strip()
         rejected = Harvest(status="rejected", branch=dispatch.branch, reason=error.slug, detail=detail[:400])
         return Home(rejected, changed=True, branch_sha=dispatch.branch_sha)
-    others = await asyncio.to_thread(_keep_others, core.home, dispatch, start, taken.others)
-    return replace(await _bring_taken(engine, dispatch, taken, start), others=others)
+    return await _bring_all(engine, dispatch, taken, start)
+
+
+async def _bring_all(engine: Engine, dispatch: Dispatch, taken: git_snapshot.Snapshot, start: str) -> Home:
+    others = await asyncio.to_thread(_keep_others, engine.core.home, dispatch, start, taken.others)
+    brought = await _bring_taken(engine, dispatch, taken, start)
+    told = {"left": list(taken.left[:LEFT_SHOWN]), "left_count": len(taken.left)}
+    return replace(brought, others=others, harvest=brought.harvest.model_copy(update=told))
+
+
+async def bring_since(engine: Engine, dispatch: Dispatch) -> tuple[Home, int] | None:
+    """Bring home what came into a standing checkout since its last harvest, with the number of files that differ.
+
+    None when nothing did, or when no checkout stands there that could be asked.
+
+    Raises: no_space, git_timeout.
+    """
+    core = engine.core
+    place = layout(core.home, core.settings, dispatch)
+    if not await asyncio.to_thread(stands, place):
+        return None
+    try:
+        taken, start = await take_snapshot_surely(core, dispatch)
+    except CoreAgentError as error:
+        if error.slug in ("no_space", "git_timeout"):
+            raise
+        log.warning("what is in %s now cannot be told: %s (%s)", dispatch.workspace, error.message, error.cause)
+        return None  # what was brought home is there all the same; what is not is kept when the workspace goes
+    if any(problem.slug in ("workspace_replaced", "git_removed") for problem in taken.problems):
+        return None
+    harvest, cache = dispatch.harvest, Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
+    known = harvest.sha if harvest.status != "none" else ""
+    since = await asyncio.to_thread(_files_between, cache, known or start, taken.sha)
+    if since == 0 and (harvest.status != "rejected" or taken.blocking):
+        return None
+    if since > 0 and harvest.status == "complete" and taken.sha != start and not taken.blocking:
+        sha = await asyncio.to_thread(_on_top, cache, dispatch, taken.sha)
+        taken = replace(taken, sha=sha)
+    return await _bring_all(engine, dispatch, taken, start), max(since, 0)
+
+
+async def take_along(engine: Engine, found: Dispatch) -> tuple[Dispatch, int]:
+    """Bring home what a person changed in the checkout since the agent ended; how many files that is."""
+    brought = await bring_since(engine, found)
+    if brought is None:
+        return found, 0
+    home, since = brought
+    moved = await engine.update(
+        found,
+        extra=rescue_rows(found, home, found.reason, engine.core.now()),
+        harvest=home.harvest,
+        branch_sha=home.branch_sha,
+        stage=stage_of(home.harvest),
+        accepted_sha="",
+        previous_sha="",
+    )
+    return moved, since
+
+
+def with_own_branch(home: str, dispatch: Dispatch) -> Dispatch:
+    """The dispatch with the branch as the user's repository has it, when a daemon put it there and died. Blocking."""
+    cache = Path(paths.repo_cache(home, dispatch.org, dispatch.repo))
+    noted = git_snapshot.noted(cache, dispatch.name)
+    git_dir = git_refs.git_dir_of(Path(dispatch.repo_path))
+    if not noted or git_dir is None or resolve(git_dir, f"refs/heads/{dispatch.branch}") != noted:
+        return dispatch
+    return dispatch.model_copy(update={"branch_sha": noted})
+
+
+def stands(place: Layout) -> bool:
+    """Whether there is a checkout that can be looked at. Blocking."""
+    return place.prepared.exists() and not place.repo.is_symlink() and (place.repo / ".git").is_dir()
+
+
+def _files_between(cache: Path, before: str, after: str) -> int:
+    """How many files differ; -1 when nobody has the earlier commit any more. Blocking."""
+    if before == after:
+        return 0
+    return git_diff.numstat(cache, before, after).files if present(cache, [before]) else -1
+
+
+def _on_top(cache: Path, dispatch: Dispatch, sha: str) -> str:
+    """The same files as a commit on top of the harvest, so that one who has landed that lands the rest alone. Blocking.
+
+    Not where somebody committed in the checkout: such commits come as they are.
+    """
+    harvested = dispatch.harvest.sha
+    if not git_snapshot.same_parent(cache, harvested, sha):
+        return sha
+    return git_snapshot.commit_on(cache, dispatch.name, harvested, sha, AUTHOR, f"Changes since in {dispatch.name}")
 
 
 def _keep_others(home: str, dispatch: Dispatch, start: str, tips: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
@@ -307,10 +410,11 @@ def _row(dispatch: Dispatch, ref: str, sha: str, reason: str, harvest: Harvest, 
     )
 
 
-async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue] | None:
+async def keep_tip(engine: Engine, dispatch: Dispatch) -> Tip | None:
     """Keep what a workspace that is about to go holds and nobody has: returns the rows to store with the change.
 
-    That is its harvested tip unless it was accepted, and whatever was done in it since (by hand, or in `attach`).
+    That is its harvested tip unless it was accepted, and whatever was done in it since (by hand, or in `attach`). What
+    no commit can hold is named, and is the caller's to keep.
     None: git cannot keep it, not even in a cache made again; then the checkout itself must not be deleted.
 
     Raises: no_space, git_timeout; then the workspace must stay.
@@ -331,7 +435,7 @@ async def keep_tip(engine: Engine, dispatch: Dispatch) -> list[SaveRescue] | Non
         return None
 
 
-async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> list[SaveRescue]:
+async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> Tip:
     """`lost`: a tip that nobody has any more is passed over; the checkout is all that is left of it."""
     core, harvest = engine.core, dispatch.harvest
     place = layout(core.home, core.settings, dispatch)
@@ -339,10 +443,15 @@ async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> l
     if dispatch.fate is Fate.ACCEPTED:
         landed.add(harvest.sha)
     tips = {dispatch.branch_sha: harvest.files}
-    if await asyncio.to_thread(place.prepared.exists):
-        taken = await take_snapshot(core, dispatch)
-        tips[taken.sha] = taken.files
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
+    taken = git_snapshot.Snapshot("")
+    # An agent can delete what tells that it was prepared; that it ran the row knows.
+    if dispatch.runs or await asyncio.to_thread(place.prepared.exists):
+        taken = await take_snapshot(core, dispatch)
+        accepted = dispatch.fate is Fate.ACCEPTED
+        if not (accepted and await asyncio.to_thread(_files_between, cache, harvest.sha, taken.sha) == 0):
+            tips[taken.sha] = taken.files
+    replaced = any(problem.slug == "workspace_replaced" for problem in taken.problems)
     rows = []
     for sha in sorted(tips.keys() - landed - {""}):
         try:
@@ -354,7 +463,7 @@ async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> l
             continue
         counted = harvest.model_copy(update={"files": tips[sha]})
         rows.append(_row(dispatch, kept.ref, sha, "let_go", counted, core.now()))
-    return rows
+    return Tip(rows, taken.left, replaced)
 
 
 def drop_branch(dispatch: Dispatch) -> bool:

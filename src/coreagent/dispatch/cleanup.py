@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreagent import paths
-from coreagent.dispatch import attached, bring, environment, hook
+from coreagent.dispatch import attached, bring, environment, hook, leftover
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 log = logging.getLogger(__name__)
-
-WHOLE = "checkout"
-"""Name of a checkout in the archive that git could not make a commit of."""
 
 
 def write_status(place: Layout, dispatch: Dispatch, attempt: Attempt) -> None:
@@ -74,13 +71,16 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
     archive = Path(paths.archive_dir(core.home, dispatch.id))
-    extra = await bring.keep_tip(engine, dispatch)
-    if extra is None:
+    tip = await bring.keep_tip(engine, dispatch)
+    if tip is None:
         await asyncio.to_thread(_keep_whole, place, archive)
-    elif dispatch.fate is not Fate.OPEN:
+    most = engine.settings_of(dispatch).settings.harvest.max_kept_bytes
+    found = tip or bring.Tip([])
+    await asyncio.to_thread(leftover.keep, place, archive, found.left, found.replaced, most, dispatch)
+    if tip is not None and dispatch.fate is not Fate.OPEN:
         await asyncio.to_thread(bring.drop_branch, dispatch)
     # The work is safe by now, and where the checkout is all that is left of it, it is out of the hook's reach.
-    note = await hook.run_teardown(engine, dispatch, place, archive, checkout=extra is not None)
+    note = await hook.run_teardown(engine, dispatch, place, archive, checkout=tip is not None)
     core.crash_point("before-archive")
     await asyncio.to_thread(archive_meta, place, archive)
     core.crash_point("archived")
@@ -97,7 +97,7 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
         ) from error
     await asyncio.to_thread(_forget, core.home, dispatch.id)
     core.crash_point("workspace-removed")
-    return await engine.update(dispatch, extra=extra or (), workspace_gone=True, teardown_note=note)
+    return await engine.update(dispatch, extra=found.rows, workspace_gone=True, teardown_note=note)
 
 
 def _forget(home: str, dispatch_id: str) -> None:
@@ -111,13 +111,7 @@ def _keep_whole(place: Layout, archive: Path) -> None:
     """Move a checkout into the archive as it is: no commit of it can be made. The branch that it has stays as well."""
     if not place.repo.is_symlink() and place.repo.is_dir():
         archive.mkdir(mode=0o700, parents=True, exist_ok=True)
-        move(place.repo, archive / WHOLE)
-
-
-def kept_whole(home: str, dispatch: Dispatch) -> str:
-    """Where the checkout of a workspace lies that is gone, "" when its work was kept as commits."""
-    place = Path(paths.archive_dir(home, dispatch.id), WHOLE)
-    return str(place) if place.is_dir() else ""
+        move(place.repo, archive / leftover.WHOLE)
 
 
 def archive_meta(place: Layout, archive: Path) -> None:
@@ -128,6 +122,8 @@ def archive_meta(place: Layout, archive: Path) -> None:
     for entry in place.meta.iterdir():
         if entry.name in ("prepared.json", hook.TEARDOWN_LOG, hook.TEARDOWN_DONE):
             continue  # the hook's are in the archive already, and what an agent called so is none of them
+        if entry.name in leftover.RESERVED:
+            continue  # what an agent called so would take the place of what is kept
         target = archive / entry.name
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)

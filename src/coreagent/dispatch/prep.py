@@ -37,6 +37,17 @@ log = logging.getLogger(__name__)
 
 CONTEXT_FILES = ("CODEX.md", "CLAUDE.md", "GEMINI.md", "AGENTS.md")
 GIT_LOG_SHOWN = 10
+SKIPPED_SHOWN = 10
+"""How many of the files that were not carried are told by name."""
+
+
+def not_carried(dispatch: Dispatch) -> list[str]:
+    """What of the user's files was to come along and did not, for people; nothing when all did."""
+    if not dispatch.skipped_count:
+        return []
+    more = dispatch.skipped_count - len(dispatch.skipped)
+    names = "; ".join(dispatch.skipped) + (f"; and {more} more" if more else "")
+    return [f"not carried into the workspace: {names}"]
 
 
 async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -> Dispatch:
@@ -65,12 +76,15 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
     made, base = new
     engine.upkeep.warm.used(dispatch, base)
     note = ""
+    skipped = ["".join(c if c.isprintable() else "?" for c in line)[:300] for line in made.skipped]
     if hooked:
         note = await hook.run_setup(engine, dispatch, attempt, place, base)
         await asyncio.to_thread(_mark_prepared, core, place, dispatch, made)
     found: dict[str, Any] = {
         "start_sha": made.start,
         "setup_note": note,
+        "skipped": skipped[:SKIPPED_SHOWN],
+        "skipped_count": len(skipped),
         "settings_note": engine.settings_of(dispatch).skipped,  # a person may have trusted them meanwhile
     }
     if base.counting is None:  # else whoever queued it tells the number

@@ -6,6 +6,7 @@ followed or written through a symlink.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -19,8 +20,10 @@ from coreagent.git.cache import locked, note
 from coreagent.git.commit import stage, write_commit
 from coreagent.git.inspect import Base
 from coreagent.git.run import environment, git
+from coreagent.plainfile import read_plain
 from coreagent.plural import plural
 
+_MOST_LOOKED_AT = 50_000
 CARRIES = "refs/core-agent/carry/"
 
 
@@ -59,6 +62,7 @@ def bring_changes(cache: Path, base: Base, repo_dir: Path, index: Path, limits: 
             removed.append(path)
         else:
             brought.skipped.append(f"{path}: not a file")
+    brought.skipped += [f"{path}: a pipe, a socket or a device" for path in _special(base.top)]
     _bounded(len(added) + len(removed), sum(size for _, size in added), limits.files, limits.total_bytes, "changes")
     for path in removed:
         if tree.inside(repo_dir, path):
@@ -92,7 +96,7 @@ def bring_included(base: Base, repo_dir: Path, limits: BringLimits) -> tuple[lis
     env = environment(user_config=True, extra={"GIT_LITERAL_PATHSPECS": "0"})
     ignored = git("check-ignore", "-z", "--stdin", cwd=base.top, env=env, stdin=asked, ok=(0, 1)).out
     done: list[str] = []
-    skipped: list[str] = []
+    skipped = _led_out(base.top)
     total = 0
     for path in (name.removeprefix("./") for name in _paths(ignored)):
         source = _source(base.top, path)
@@ -109,6 +113,52 @@ def bring_included(base: Base, repo_dir: Path, limits: BringLimits) -> tuple[lis
         elif _copied(base.top / path, repo_dir / path, path, skipped):
             done.append(path)
     return done, skipped
+
+
+def _special(top: Path) -> list[str]:
+    """What git never tells of, because it can be no file of a commit; bounded, and nothing that they ignore."""
+    found, pending, seen = [], [""], 0
+    while pending and seen < _MOST_LOOKED_AT:
+        here = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(top / here) as entries:
+            for entry in entries:
+                seen += 1
+                path = f"{here}/{entry.name}" if here else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name != ".git":
+                        pending.append(path)
+                elif not entry.is_symlink() and not entry.is_file(follow_symlinks=False):
+                    found.append(path)
+    if not found:
+        return []
+    env = environment(user_config=True, extra={"GIT_LITERAL_PATHSPECS": "0"})
+    asked = b"".join(b"./" + os.fsencode(path) + b"\0" for path in found)
+    ignored = set(_paths(git("check-ignore", "-z", "--stdin", cwd=top, env=env, stdin=asked, ok=(0, 1, 128)).out))
+    return sorted(path for path in found if f"./{path}" not in ignored)
+
+
+def _led_out(top: Path) -> list[str]:
+    """Lines of `.worktreeinclude` that name something out of the repository: git silently matches them with nothing."""
+    try:
+        lines = read_plain(top / ".worktreeinclude", follow=True).decode("utf-8", "surrogateescape").splitlines()
+    except (OSError, ValueError):
+        return []
+    said = []
+    for line in (line.strip() for line in lines):
+        path = line.strip("/")
+        if not path or line.startswith(("#", "!")):
+            continue
+        if ".." in path.split("/"):
+            said.append(f"{line}: leads out of the repository")
+        elif line.startswith("~/") or (line.startswith("/") and not _below(top, path) and os.path.lexists(line)):
+            said.append(f"{line}: lies outside of the repository")
+        elif not tree.inside(top, path) and os.path.lexists(top / path):
+            said.append(f"{line}: lies behind a symlink")
+    return said
+
+
+def _below(top: Path, path: str) -> bool:
+    return os.path.lexists(top / path) or any(char in path for char in "*?[")
 
 
 def literal(path: str) -> str:

@@ -32,6 +32,8 @@ class Scan:
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """Files and directories with content that no commit will hold."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed)
@@ -55,8 +57,10 @@ def scan(cache: Path, repo_dir: Path, index: Path, record: Record, limits: Limit
             continue
         if any(tree.names_git(part) for part in path.split("/")):
             found.problems.append(Problem("bad_path", path, "the path names a git directory"))
+            found.left.append(path.rstrip("/"))
         elif path.endswith("/"):
             found.problems.append(Problem("embedded_repository", path.rstrip("/")))
+            found.left.append(path.rstrip("/"))  # its own `.git`, and whatever else the walk below passes over
             for inner in _some(repo_dir, path):
                 total = _judge(found, repo_dir, inner, "?", limits, total, sparse)
         else:
@@ -79,6 +83,7 @@ def listed(cache: Path, repo_dir: Path, index: Path, found: Scan) -> dict[str, s
                 pass  # walking gives the permissions back
         if not opened or last == _ROUNDS - 1:
             found.problems += [Problem("unreadable", path) for path in locked]
+            found.left += locked
             break
     tags: dict[str, str] = {}
     for item in done.out.split(b"\0"):
@@ -104,6 +109,7 @@ def _judge(found: Scan, repo_dir: Path, path: str, tag: str, limits: Limits, tot
         entry = None
     except OSError as error:
         found.problems.append(Problem("unreadable", path, error.strerror or ""))
+        found.left.append(path)
         return total
     if entry is None or stat.S_ISDIR(entry.st_mode):
         if tag != "?" and not sparse:
@@ -113,9 +119,11 @@ def _judge(found: Scan, repo_dir: Path, path: str, tag: str, limits: Limits, tot
         found.removed.append(path)
     elif not tree.readable(repo_dir / path):
         found.problems.append(Problem("unreadable", path))
+        found.left.append(path)
     elif total + entry.st_size > limits.rescue_bytes:
         detail = f"{plural(entry.st_size, 'byte')}; left in the workspace"
         found.problems.append(Problem("too_large", path, detail))
+        found.left.append(path)
     else:
         found.added.append(path)
         return total + entry.st_size

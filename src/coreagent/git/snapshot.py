@@ -45,6 +45,8 @@ class Snapshot:
     problems: tuple[Problem, ...] = ()
     others: tuple[str, ...] = ()
     """Commits on other branches and stashes of the agent, which the tip does not hold."""
+    left: tuple[str, ...] = ()
+    """Paths of the checkout with content that no commit holds; with a directory goes all that is below it."""
 
     @property
     def blocking(self) -> tuple[Problem, ...]:
@@ -81,7 +83,7 @@ def snapshot(
         and not history.others
         and untouched(index_copy, repo_dir, record)
     ):
-        return Snapshot(base_sha, problems=tuple(_unique(history.problems)))
+        return Snapshot(base_sha, problems=tuple(_unique(history.problems)), left=_unread(history))
     with disk(), tempfile.TemporaryDirectory(dir=index_copy.parent, prefix="snap.") as scratch:
         index = _scratch_index(cache, index_copy, Path(scratch), base_sha)
         return _snapshot(cache, repo_dir, name, base_sha, index, record, author, message, limits, history, previous)
@@ -108,9 +110,11 @@ def _snapshot(
         squash, links, tip_problems = _judge_history(cache, start, tip, record)
         problems += tip_problems
         _move_index(cache, index, tip, links)
-    problems += _modules(cache, repo_dir, name, record, author, message, limits, index)
+    moved = _modules(repo_dir, name, record, author, message, limits)
+    problems += moved
     found = scan(cache, repo_dir, index, record, limits, sparse=history.sparse)
     problems += found.problems
+    left = [*_unread(history), *(problem.path for problem in moved), *found.left]
     if tip == start and not found and (chosen := _only_other(history.others, name)):
         # Everything was committed on another branch and the agent went back to where it began.
         tip = chosen
@@ -122,6 +126,7 @@ def _snapshot(
     if found or squash or links:
         refused = _stage(cache, repo_dir, index, found, record if squash else None, tip)
         problems += [Problem("unreadable", path, why) for path, why in refused]
+        left += [path for path, _ in refused if os.path.lexists(repo_dir / path)]
         parent = start if squash else tip
         text = f"{message}\n\n{messages(cache, start, tip)}\n" if squash else message
         sha = _commit(cache, index, parent, text, author, previous)
@@ -135,7 +140,7 @@ def _snapshot(
     total = summed(differences)
     problems += check(cache, differences, limits)
     return Snapshot(sha, total.files, total.insertions, total.deletions, len(found.added) + len(found.removed),
-                    int(tip != start), tuple(_unique(problems)), others)  # fmt: skip
+                    int(tip != start), tuple(_unique(problems)), others, _topmost(left))  # fmt: skip
 
 
 def live_diff(
@@ -154,14 +159,48 @@ def live_diff(
 
     Raises: workspace_gone (nothing there to compare), git_failed, git_timeout, no_space.
     """
+    now = diff_now(cache, repo_dir, base_sha, index_copy, stat, limit, exact)
+    return now.text, now.truncated, now.files, now.insertions, now.deletions
+
+
+@dataclass(frozen=True)
+class Now:
+    """A work tree as it stands, compared with the start, and with what was brought home of it."""
+
+    text: str = ""
+    truncated: bool = False
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    since: int = 0
+    """Files that differ from `known`."""
+
+
+def diff_now(
+    cache: Path,
+    repo_dir: Path,
+    base_sha: str,
+    index_copy: Path,
+    stat: bool = False,
+    limit: int = 1024 * 1024,
+    exact: bool = False,
+    known: str = "",
+) -> Now:
+    """As `live_diff`; `known` is the commit that was brought home, or "" when nobody asks what came since.
+
+    Work that was committed on another branch than the one that is checked out counts as known.
+    """
     record = _record(index_copy, repo_dir, base_sha)
     if repo_dir.is_symlink() or not repo_dir.is_dir() or str(repo_dir.resolve()) != record.top:
-        return "", False, 0, 0, 0
+        return Now()
+    sparse = (repo_dir / ".git" / "info" / "sparse-checkout").is_file()
     with disk(), tempfile.TemporaryDirectory(dir=index_copy.parent, prefix="live.") as scratch:
         index = _scratch_index(cache, index_copy, Path(scratch), base_sha)
-        found = scan(cache, repo_dir, index, record, Limits())
+        found = scan(cache, repo_dir, index, record, Limits(), sparse=sparse)
         if not found:
-            return "", False, 0, 0, 0
+            elsewhere = {sha for sha in refs.heads(repo_dir / ".git")[1].values() if sha != base_sha}
+            since = changes(cache, known, base_sha) if known and not elsewhere else []
+            return Now(since=len(since))
         objects = Path(scratch) / "objects"
         (objects / "info").mkdir(parents=True)
         (objects / "info" / "alternates").write_text(quoted(cache / "objects") + "\n", errors="surrogateescape")
@@ -170,7 +209,29 @@ def live_diff(
         tree = write_tree(cache, index, extra=extra)
         text, truncated = diff(cache, base_sha, tree, stat, limit, extra=extra, exact=exact)
         total = summed(changes(cache, base_sha, tree, extra=extra))
-        return text, truncated, total.files, total.insertions, total.deletions
+        since = changes(cache, known, tree, extra=extra) if known else []
+        return Now(text, truncated, total.files, total.insertions, total.deletions, len(since))
+
+
+def noted(cache: Path, name: str) -> str:
+    """The newest commit that was made of a workspace, "" when there is none."""
+    return _noted(cache, WORK + name)
+
+
+def same_parent(cache: Path, one: str, other: str) -> bool:
+    """Whether two commits were made by the daemon on the same commit, one instead of the other."""
+    asked = ("log", "--no-walk=unsorted", "--no-show-signature", "--format=%ce %P", "--end-of-options", one, other)
+    lines = git(*asked, cwd=cache, env=environment(git_dir=cache)).text.splitlines()
+    return len(lines) == 2 and lines[0] == lines[1] and lines[0].startswith(f"{DAEMON.email} ")
+
+
+def commit_on(cache: Path, name: str, parent: str, sha: str, author: Author, message: str) -> str:
+    """The files of a commit as one on top of another, noted as the work of that workspace."""
+    tree = git("rev-parse", f"{sha}^{{tree}}", cwd=cache, env=environment(git_dir=cache)).text
+    made = write_commit(cache, cache / "index", [parent], message, author, DAEMON, tree)
+    with locked(cache):
+        note(cache, WORK + name, made)
+    return made
 
 
 def _record(index_copy: Path, repo_dir: Path, base_sha: str) -> Record:
@@ -253,15 +314,23 @@ def _commit(cache: Path, index: Path, parent: str, message: str, author: Author,
     return write_commit(cache, index, [parent], message, author, DAEMON, tree)
 
 
+def _unread(history: History) -> tuple[str, ...]:
+    """The agent's git directory, when commits of its own could not be taken out of it."""
+    return (".git",) if any(problem.slug == "damaged_history" for problem in history.problems) else ()
+
+
+def _topmost(paths: list[str]) -> tuple[str, ...]:
+    """Each path once, less those that lie below another of them."""
+    found: dict[str, None] = {}
+    for path in sorted(set(paths), key=lambda path: path.count("/")):
+        parents = (path[:at] for at, char in enumerate(path) if char == "/")
+        if not any(parent in found for parent in parents):
+            found[path] = None
+    return tuple(found)
+
+
 def _modules(
-    cache: Path,
-    repo_dir: Path,
-    name: str,
-    record: Record,
-    author: Author,
-    message: str,
-    limits: Limits,
-    index: Path,
+    repo_dir: Path, name: str, record: Record, author: Author, message: str, limits: Limits
 ) -> list[Problem]:
     """Look into each submodule as into a workspace of its own; its work is kept in its own cache."""
     problems = []

@@ -89,6 +89,10 @@ class Harvest(BaseModel):
     insertions: int = 0
     deletions: int = 0
     rescue_ref: str = ""
+    left: list[str] = Field(default_factory=list)
+    """The first of the checkout's paths that no commit can hold."""
+    left_count: int = 0
+    """How many there are."""
 
 
 class Options(BaseModel):
@@ -249,6 +253,9 @@ class Dispatch(BaseModel):
     """What of the repository's own settings was not applied, and why: one line."""
     base_note: str = ""
     """What a person should know of where it starts: one line."""
+    skipped: list[str] = Field(default_factory=list)
+    """What of the user's files was asked for and not carried into the workspace, and why: the first lines."""
+    skipped_count: int = 0
     setup_note: str = ""
     """What a person should know of the setup hook's traces: one line, whatever becomes of the dispatch."""
     teardown_note: str = ""

@@ -184,6 +184,9 @@ class AcceptReply(BaseModel):
     deletions: int = 0
     undo: str = ""
     """The git command that takes it back."""
+    since: int = 0
+    """Files that changed in the checkout since the agent ended, and were taken along."""
+    notes: list[str] = Field(default_factory=list)
 
 
 class DiffReply(BaseModel):
@@ -192,6 +195,8 @@ class DiffReply(BaseModel):
     head: str
     live: bool = False
     """Taken from the working tree of a running agent."""
+    since: int = 0
+    """Files that changed in the checkout since the agent ended: this is the working tree as it is now."""
     files: int = 0
     insertions: int = 0
     deletions: int = 0
@@ -250,6 +255,8 @@ class RescueRow(BaseModel):
     reason: str
     files: int = 0
     at: datetime
+    also: list[str] = Field(default_factory=list)
+    """Where files of the same workspace lie that no commit can hold; one line each."""
 
 
 class QueueRow(BaseModel):

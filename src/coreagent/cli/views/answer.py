@@ -92,6 +92,8 @@ def accept_lines(reply: AcceptReply, width: int, paint: Paint) -> list[str]:
     lines += wrap(
         f"{reply.strategy}: {reply.before[:10]} -> {reply.after[:10]}" + (f", {change}" if change else ""), width, "  "
     )
+    for note in reply.notes:
+        lines += wrap(one_line(note), width, "  ")
     if reply.undo:
         lines.append(paint.dim(f"  undo: {one_line(reply.undo)}"))
     return lines
@@ -134,6 +136,8 @@ def diff_summary(reply: DiffReply, paint: Paint) -> list[str]:
     """One closing line, on standard error so that the patch itself can be piped."""
     change = diffstat(reply.files, reply.insertions, reply.deletions) or "no changes"
     live = ", from the working tree of a running agent" if reply.live else ""
+    if reply.since:
+        live = f", the checkout as it is now: {plural(reply.since, 'file')} changed since the agent ended"
     lines = [paint.dim(f"{one_line(reply.workspace)}: {change}, {reply.base[:10]}..{reply.head[:10]}{live}")]
     if reply.truncated:
         lines.append(paint.yellow("the patch is longer than this; `core-agent open` shows the whole workspace"))

@@ -103,6 +103,8 @@ def rescue_lines(rows: Sequence[RescueRow], width: int, paint: Paint, now: datet
     ]
     header = ["WORKSPACE", "N", "WHY", "FILES", "COMMIT", "WHEN"]
     lines = table(header, cells, width, paint, flex=0, right="N FILES WHEN")
+    also = [f"{one_line(r.workspace)}: {one_line(said)}" for r in rows for said in r.also]
+    lines += ["", *(line for said in also for line in wrap(said, width))] if also else []
     return [*lines, "", paint.dim("bring one back: core-agent rescue apply WORKSPACE [N]")]
 
 
