@@ -56,7 +56,7 @@ class Line:
         self.special_screen = False
         self._sending = False
         self._unsent = b""
-        self._heard = False
+        self.heard = False
         self._told = False
         self._patience = wire.patience(os.environ)
         self._since = os.times().elapsed
@@ -103,7 +103,7 @@ class Line:
 
     def _on_interrupt(self, number: int, frame: object) -> None:
         self.interrupts += 1
-        if self.interrupts > 1 or (self._told and not self._heard):
+        if self.interrupts > 1 or (self._told and not self.heard):
             self.leave(INTERRUPTED)
         self._tell(wire.frame(wire.INTERRUPT))
 
@@ -136,7 +136,7 @@ class Line:
 
         Raises: CoreAgentError.
         """
-        if self._heard:
+        if self.heard:
             return self.sock.recv(262144)
         while True:
             try:
@@ -144,7 +144,7 @@ class Line:
                 break
             except BlockingIOError:
                 self._silence()
-        self._heard = True
+        self.heard = bool(data)
         wait_at_most(self.sock, 0)
         return data
 
@@ -155,7 +155,7 @@ class Line:
             from coreagent.errors import silent
 
             raise silent(pid)
-        if not self._told and not self._heard:
+        if not self._told and not self.heard:
             self._told = True
             write(2, f"the daemon (pid {pid}) does not answer; waiting up to {self._patience:g} s\n".encode())
 
@@ -376,7 +376,7 @@ def mcp() -> int:
 
     home = paths.home()
     if not home:
-        return homeless()
+        return fail("no_home", paths.homeless())
 
     def silence(pid: int) -> "CoreAgentError":
         from coreagent.errors import silent
@@ -386,10 +386,6 @@ def mcp() -> int:
     return Pump(reach, lambda data: write(1, data), silence).run()
 
 
-def homeless() -> int:
-    return fail("no_home", paths.homeless())
-
-
 def ask(argv: "list[str]", start: bool = True) -> "int | None":
     """Have the daemon do it, wherever the daemon is by then; None when there is none and none is to be started.
 
@@ -397,7 +393,7 @@ def ask(argv: "list[str]", start: bool = True) -> "int | None":
     """
     home = paths.home()
     if not home:
-        return homeless()
+        return fail("no_home", paths.homeless())
     tries = TRIES
     again: list[str] = []
     while tries:
@@ -418,7 +414,10 @@ def ask(argv: "list[str]", start: bool = True) -> "int | None":
             if line.interrupts:
                 return INTERRUPTED
             if not line.again:
-                raise
+                from coreagent.cli.session import only_reads
+
+                if line.heard or tries < TRIES or not only_reads(argv):
+                    raise
         finally:
             line.restore()
             unhand()

@@ -228,6 +228,20 @@ def load_capabilities() -> None:
         importlib.import_module(f"coreagent.capabilities.{module.name}")
 
 
+def _changes_nothing(name: str) -> bool:
+    load_capabilities()
+    return name in REGISTRY and REGISTRY[name].read_only
+
+
+def only_reads(argv: list[str]) -> bool:
+    """Whether a command line changes nothing, so that it may be said twice."""
+    load_capabilities()
+    words = [word for typed in argv[:2] for word in typed.split("/")]
+    typed = {" ".join(words[:1]), " ".join(words[:2])} - {""}
+    meant = [known for known in REGISTRY.values() if known.cli in typed]
+    return bool(meant) and all(known.read_only for known in meant)
+
+
 def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, start: bool = True) -> Any:
     """Call a capability of the daemon and return its result as plain data.
 
@@ -238,9 +252,15 @@ def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, star
     if not home:
         raise CoreAgentError("no_home", paths.homeless())
     request = {"call": name, "arguments": arguments, "interactive": caller.interactive}
+    lost = False
     for _ in range(3):
-        with reach(home, start=start) as sock:
-            body = exchange(sock, request, caller)
+        try:
+            with reach(home, start=start) as sock:
+                body = exchange(sock, request, caller)
+        except CoreAgentError as error:
+            if lost or error.data.get("heard") is not False or not _changes_nothing(name):
+                raise
+            lost, body = True, None
         if body is not None:
             break
     else:
@@ -253,7 +273,7 @@ def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, star
 def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> dict[str, Any] | None:
     """One call over one connection; None when the daemon gives way to another one.
 
-    Raises: daemon_unreachable when it goes away meanwhile.
+    Raises: daemon_unreachable when it goes away meanwhile; its data say whether it was `heard` before.
     """
     opening = wire.Opening(
         [json.dumps(request)],
@@ -263,10 +283,12 @@ def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> di
         executable=sys.executable,
     )
     decoder, joiner = wire.Decoder(wire.FROM_DAEMON), wire.Joiner(limit=1 << 30)
+    heard = False
     try:
         sock.settimeout(wire.patience(os.environ))
         sock.sendall(wire.frame(wire.CALL, opening.pack()))
         while data := sock.recv(262144):
+            heard = True
             sock.settimeout(None)  # it has heard; what was asked may take its time
             for kind, payload in decoder.feed(data):
                 if kind == wire.NOTICE:
@@ -280,16 +302,17 @@ def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> di
     except TimeoutError:
         raise silent(wire.peer(sock)[0]) from None
     except (OSError, wire.BadFrame) as error:
-        raise _gone(str(error)) from None
-    raise _gone("the connection was closed")
+        raise _gone(str(error), heard) from None
+    raise _gone("the connection was closed", heard)
 
 
-def _gone(cause: str) -> CoreAgentError:
+def _gone(cause: str, heard: bool) -> CoreAgentError:
     return CoreAgentError(
         "daemon_unreachable",
         "the daemon went away in the middle of this command",
         cause=cause,
         hint="core-agent daemon logs; running agents are not touched, core-agent status shows them",
+        data={"heard": heard},
     )
 
 
