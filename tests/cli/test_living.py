@@ -52,6 +52,25 @@ def test_a_notice_of_each_end_and_none_lost_over_restarts(home: Home) -> None:
     assert found[0]["next"].startswith("core-agent diff ")
 
 
+@pytest.mark.parametrize(("agent", "code"), [("command:work", 0), ("command:bad", 10)])
+def test_a_wait_brings_the_next_daemon_and_leaves_with_the_tasks_own_code(home: Home, agent: str, code: int) -> None:
+    said = home.dir / "begun"
+    world = World(home, settings="")
+    settings = home.core / "agents.yaml"
+    settings.write_text(
+        "version: 1\ncommands:\n"
+        f"  work: {{argv: [/bin/sh, -c, 'touch {said}; sleep 2; echo done > made.txt']}}\n"
+        f"  bad: {{argv: [/bin/sh, -c, 'touch {said}; sleep 2; exit 3']}}\n"
+    )
+    with home.start("dispatch", "x", "-a", agent, "-n", "one", "--wait", cwd=world.repo) as waiting:
+        until(said.exists, "the agent")
+        first = home.daemon_pid
+        home.kill_daemon()  # nobody but the waiting client starts another one
+        out, err = waiting.communicate(timeout=60)
+        assert waiting.returncode == code, (out, err, home.log()[-3000:])
+    assert home.daemon_pid not in (0, first)
+
+
 def test_the_test_command(home: Home) -> None:
     home.core.mkdir(mode=0o700)
     refused = home.run("notify", "test", code=1)

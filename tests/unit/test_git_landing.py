@@ -150,8 +150,14 @@ def test_who_a_merge_is_by_may_be_in_the_persons_environment_alone(ready: tuple[
 def test_dirty_and_untracked_files_are_never_overwritten(ready: tuple[Room, str], path: str) -> None:
     room, sha = ready
     write(room.user, path, "precious\n")
-    assert refusal(room, sha).slug == "dirty_checkout"
+    error = refusal(room, sha)
+    assert (error.slug, "--with-changes" in error.hint) == ("dirty_checkout", True)
     assert (room.user / path).read_text() == "precious\n"
+    # What the hint says works as it stands.
+    subprocess.run(["bash", "-c", error.hint.split("`")[1]], check=True, capture_output=True)
+    land(room.cache, room.user, "agent/job", "main", sha)
+    sh(room.user, "stash", "drop")
+    assert sh(room.user, "status", "--porcelain") == ""
 
 
 def test_an_ignored_file_in_the_way_is_never_overwritten(ready: tuple[Room, str]) -> None:

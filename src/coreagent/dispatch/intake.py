@@ -210,7 +210,13 @@ def find_repository(engine: Engine, caller: Caller, repo: str, org: str) -> str:
     """Turn what the caller named into a path: a registered `org/repo` or name, a path, or the current directory."""
     if not repo:
         if not caller.cwd:
-            raise CoreAgentError("invalid_argument", "no repository was named", hint="give repo: a path or org/name")
+            raise CoreAgentError(
+                "invalid_argument",
+                "no repository was named, and there is no current directory to take",
+                cause="the directory this was asked from is not there any more, or was not told",
+                hint="go to a directory that exists, or name the repository with "
+                f"{'`repo`' if caller.role == 'mcp' else '--repo'}: a path or org/name",
+            )
         return caller.cwd
     known = [r for r in engine.repos.values() if repo in (f"{r.org}/{r.name}", r.name) and org in ("", r.org)]
     path = os.path.join(caller.cwd, os.path.expanduser(repo)) if caller.cwd else os.path.expanduser(repo)
