@@ -180,7 +180,8 @@ def _advance(place: Path, onto: str, before: str, after: str) -> None:
         f"{place} has changes in files the work touches" if "overwritten" in said else f"{place} is not ready",
         cause=" | ".join(line.strip() for line in said.splitlines()[:6]),
         hint=f"nothing was changed; put yours aside with `git -C {_word(place)} stash push --include-untracked`, "
-        "accept again, then `git stash pop`; what --with-changes took along is in the work already: `git stash drop` instead",
+        "accept again, then `git stash pop`; what --with-changes took along is in the work already: "
+        "`git stash drop` instead",
     )
 
 
