@@ -161,7 +161,8 @@ class Model:
         elif how == "died":
             repo = self.repos.setdefault(d.repo, Broken())
             repo.failures += 1
-            if repo.failures >= BREAKER or repo.until is not None:
+            under_way = repo.until is not None and repo.until > now  # when it opened: says nothing new
+            if not under_way and (repo.failures >= BREAKER or repo.until is not None):
                 repo.opened += 1
                 repo.until = now + PAUSES[min(repo.opened, 4) - 1]
 

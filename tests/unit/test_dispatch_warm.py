@@ -40,7 +40,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def ready(room: Room, count: int = 1) -> list[dict[str, Any]]:
-    await until(lambda: len(records(room)) == count == len(room.engine.upkeep.warm._entries))
+    pool = room.engine.upkeep.warm
+    # And at rest: it would take one out again to bring it to a commit that is made while it still looks around.
+    await until(lambda: len(records(room)) == count == len(pool._entries) and pool.resting)
     return records(room)
 
 

@@ -87,6 +87,8 @@ class Warm:
         self._counting = ThreadPoolExecutor(2, "count")
         self._wake = asyncio.Event()
         self._stopped = threading.Event()
+        self.resting = False
+        """Everything that is wished for lies ready, or cannot be made."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -163,8 +165,10 @@ class Warm:
     async def _run(self) -> None:
         await asyncio.to_thread(self._load)
         while True:
+            self.resting = not self._wake.is_set()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), EXPIRE_S)
+            self.resting = False
             self._wake.clear()
             try:
                 while await self._next():
