@@ -100,4 +100,3 @@ def test_what_waits_has_nothing_to_attach_to_yet(desk: Home) -> None:
     desk.run("dispatch", "x", "-a", "claude", "-n", "two", cwd=desk.user / "repo")
     error = desk.json("attach", "two", code=1)["error"]
     assert (error["slug"], "is queued and has no checkout yet" in error["message"]) == ("workspace_busy", True)
-

@@ -84,4 +84,3 @@ def test_which_words_only_read() -> None:
         assert only_reads(words.split()), words
     for words in ("", "queue", "queue freeze", "dispatch status", "accept status", "--json status", "repo trust", "x"):
         assert not only_reads(words.split()), words
-

@@ -11,6 +11,7 @@ import pytest
 
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import EventKind, Reason, Usage
+from coreagent.runners.acp import Acp
 from coreagent.runners.base import Launch, lay_out
 from coreagent.runners.opencode import Opencode, purity, read_own
 from coreagent.runners.opencode_plugin import GAVE_UP
@@ -131,6 +132,36 @@ def launch(tmp_path: Path) -> Launch:
 def content(launch: Launch) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Opencode().plan(launch).env["OPENCODE_CONFIG_CONTENT"])
     return found
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (".opencode/plugin/x.ts", ""),
+        (".opencode/plugins/x.js", ""),
+        ("opencode.json", '{"plugin": ["./x.ts"]}'),
+        ("opencode.jsonc", '{/**/"Plugins": []}'),
+        (".opencode/opencode.json", '{"\\u0070lugin": ["./x.ts"]}'),
+        ("opencode.json", " " * (1 << 20) + '{"plugin": ["./x.ts"]}'),
+    ],
+)
+def test_plugins_of_the_checkout_are_not_executed(launch: Launch, path: str, text: str) -> None:
+    file = Path(launch.repo_dir) / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    acp = replace(launch, model="opencode")
+    (Path(launch.workspace_dir) / "bin/opencode").chmod(0o755)
+    for make in (lambda: Opencode().plan(launch), lambda: Opencode().interactive(launch), lambda: Acp().plan(acp)):
+        with pytest.raises(CoreAgentError) as refused:
+            make()
+        assert refused.value.slug == "consent_needed"
+    assert Opencode().plan(replace(launch, permissions="bypass")).argv
+
+
+def test_other_settings_of_the_checkout_are_left_alone(launch: Launch) -> None:
+    (Path(launch.repo_dir) / "opencode.json").write_text('{"model": "a/b"}')
+    (Path(launch.repo_dir) / ".opencode").write_text("a file")
+    assert Opencode().plan(launch).argv
 
 
 def test_nothing_is_asked_and_nothing_phones(launch: Launch) -> None:

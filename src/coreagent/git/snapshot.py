@@ -329,9 +329,7 @@ def _topmost(paths: list[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _modules(
-    repo_dir: Path, name: str, record: Record, author: Author, message: str, limits: Limits
-) -> list[Problem]:
+def _modules(repo_dir: Path, name: str, record: Record, author: Author, message: str, limits: Limits) -> list[Problem]:
     """Look into each submodule as into a workspace of its own; its work is kept in its own cache."""
     problems = []
     for module in record.modules:

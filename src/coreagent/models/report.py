@@ -366,7 +366,7 @@ class PushedReply(BaseModel):
     managed: bool
     branch: str
     state: Literal["current", "forwarded", "fetched", "failed"]
-    """`current`: a managed checkout has it already. `fetched`: nothing was moved, whether news came (`moved`) or not."""
+    """`current`: a managed checkout has it already. `fetched`: nothing was moved; `moved` tells of news."""
     before: str = ""
     after: str = ""
     moved: list[str] = Field(default_factory=list)

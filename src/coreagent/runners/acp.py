@@ -117,6 +117,8 @@ class Acp(Runner):
         path = named.require(argv[0], launch.env, f"acp.{name}", known.install if own is None else "")
         # A private home is for agents of which we know where they keep their login.
         private = bool(launch.config_home and known.home and own is None)
+        if name == "opencode" and own is None:
+            opencode.require_no_plugins(launch)
         pure = opencode.purity(launch) if name == "opencode" and own is None else ()
         wish: dict[str, Any] = {
             "permissions": launch.permissions,

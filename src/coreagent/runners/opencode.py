@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
+from coreagent.plainfile import read_plain
 from coreagent.runners import program
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, word
 from coreagent.runners.opencode_plugin import SOURCE
@@ -103,6 +105,7 @@ class Opencode(Runner):
     def plan(self, launch: Launch) -> Plan:
         FLAGS.check(launch.settings.args, widening=True)
         FLAGS.check(launch.args, widening=launch.permissions == "bypass")
+        require_no_plugins(launch)
         argv = [PROGRAM.require(launch), "run", *launch.settings.args, *launch.args]
         argv += ["--format", "json", *purity(launch), "--dir", launch.repo_dir]
         if model := word(launch.model or launch.settings.model, "model"):
@@ -129,6 +132,7 @@ class Opencode(Runner):
 
     def interactive(self, launch: Launch) -> Plan:
         FLAGS.check(launch.settings.args, widening=True)
+        require_no_plugins(launch)
         argv = [PROGRAM.require(launch), *launch.settings.args]
         if launch.resume_session:
             argv += ["--session", word(launch.resume_session, "session")]
@@ -315,3 +319,47 @@ def _environment(launch: Launch) -> dict[str, str]:
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+# ---- the checkout's own plugins ----
+
+
+def require_no_plugins(launch: Launch) -> None:
+    """Refuse a checkout whose plugins opencode would execute, unless anything may be executed.
+
+    1.18.33 imports them whatever `--pure` and OPENCODE_DISABLE_PROJECT_CONFIG say, and an agent that may only edit
+    could write one for its next turn.
+
+    Raises: consent_needed.
+    """
+    if launch.permissions == "bypass":
+        return
+    for place in (launch.repo_dir, launch.workspace_dir):
+        if found := _plugins(Path(place)):
+            raise CoreAgentError(
+                "consent_needed",
+                f"opencode would execute the checkout's own plugins ({found})",
+                cause="it loads them whatever it is told, and permissions are `edits`",
+                hint="remove them, take another agent, or agree with `core-agent repo trust --bypass` and use"
+                " --permissions bypass",
+            )
+
+
+def _plugins(place: Path) -> str:
+    """What opencode would take a plugin from, relative to that place; "" for nothing. In doubt it is something."""
+    for name in (".opencode/plugin", ".opencode/plugins"):
+        if os.path.lexists(place / name):
+            return name
+    for directory in ("", ".opencode"):
+        for name in ("opencode.json", "opencode.jsonc"):
+            file = place / directory / name
+            try:
+                said = read_plain(file, CONFIG_LIMIT, follow=True)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ValueError):
+                return f"{directory}/{name}".lstrip("/")
+            # Its format has comments, and keys can be escaped: whatever could name plugins counts.
+            if b"plugin" in said.lower() or b"\\u" in said or len(said) == CONFIG_LIMIT:
+                return f"{directory}/{name}".lstrip("/")
+    return ""
