@@ -31,7 +31,7 @@ def notices(path: Path) -> list[dict[str, Any]]:
 
 
 def telling(said: Path) -> str:
-    return f"notify: {{command: [/bin/sh, -c, 'cat >> {said}; echo >> {said}']}}\n"
+    return f"notify: {{command: [/bin/sh, -c, 'cat >> {said}']}}\n"
 
 
 def test_a_notice_of_each_end_and_none_lost_over_restarts(home: Home) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -122,7 +123,8 @@ class Home:
             with launch.reach(str(self.core), start=False) as sock:
                 exchange(sock, {"call": "daemon.stop", "arguments": {"mode": mode}}, Caller())
         except Exception:
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has gone meanwhile
+                os.kill(pid, signal.SIGTERM)
         if not launch.ended(pid, 30):
             raise AssertionError(f"the daemon {pid} does not stop\n{self.log()[-4000:]}")
 
