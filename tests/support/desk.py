@@ -131,8 +131,14 @@ class Desk:
 
     def said(self, name: str) -> list[dict[str, Any]]:
         """The results that the CLI itself printed, attempt by attempt."""
+        meta = self.checkout(name).parent / ".meta"
+        # It is put there right after the end was told.
+        runs = self.row(name)["runs"]
+        deadline = time.monotonic() + 20
+        while meta.is_dir() and len(list(meta.glob("**/out"))) < runs and time.monotonic() < deadline:
+            time.sleep(0.02)
         found = []
-        for out in sorted((self.checkout(name).parent / ".meta").glob("**/out")):
+        for out in sorted(meta.glob("**/out")):
             records = [json.loads(line) for line in out.read_text().splitlines()]
             found += [record for record in records if record.get("type") == "result"]
         return found
