@@ -125,13 +125,25 @@ def test_agent_side_files_are_excluded_unless_the_project_tracks_them(room: Room
     room.prepare()
     for path in ("CLAUDE.md", "BLOCKED.md", ".claude/settings.json", "AGENTS.md"):
         write(room.repo, path, "agent\n")
-    assert sh(room.repo, "status", "--porcelain").split() == ["M", "AGENTS.md"]
+    assert sh(room.repo, "status", "--porcelain").split() == ["M", "AGENTS.md", "??", "CLAUDE.md"]
     write(room.repo, ".gitignore", "!CLAUDE.md\n!.claude\n")
     shutil.rmtree(room.repo / ".git")
     snap = room.snap()
-    assert {"AGENTS.md", ".gitignore"} == room.names(snap.sha) & {
+    assert {"AGENTS.md", ".gitignore", "CLAUDE.md"} == room.names(snap.sha) & {
         "AGENTS.md", ".gitignore", "CLAUDE.md", "BLOCKED.md", ".claude/settings.json"
     }  # fmt: skip
+    assert snap.left == (".claude/settings.json",)  # no commit has it, and nobody else: it is not lost
+
+
+def test_agent_side_files_that_the_agent_committed_are_not_lost_either(room: Room) -> None:
+    room.prepare()
+    write(room.repo, ".claude/commands/x.md", "agent\n")
+    write(room.repo, "BLOCKED.md", "?\n")
+    sh(room.repo, "add", "-f", ".claude")
+    sh(room.repo, "commit", "-q", "-m", "mine")
+    snap = room.snap()
+    assert ".claude/commands/x.md" not in room.names(snap.sha)
+    assert snap.left == (".claude/commands/x.md",)
 
 
 def test_carried_changes_are_not_the_agents(room: Room) -> None:

@@ -8,7 +8,6 @@ only which files of its making never belong in a commit.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -28,8 +27,7 @@ from coreagent.git.pack import quoted
 from coreagent.git.record import Module, Record, save
 from coreagent.git.run import TIMEOUT_S, Done, disk, environment, failure, start, timed_out
 
-# Context files that are the agent's unless the project itself tracks them, and the directories of agent tools.
-CONTEXT_FILES = ("CLAUDE.md", "GEMINI.md", "AGENTS.md")
+# What passes between the agent and us, and the directories of agent tools.
 AGENT_SIDE = ("BLOCKED.md", "ANSWER.md", ".claude/", ".codex/", ".gemini/")
 
 
@@ -71,13 +69,12 @@ def checkout(
     with_changes: bool = False,
     *,
     exclude: Sequence[str] = AGENT_SIDE,
-    context_files: Sequence[str] = CONTEXT_FILES,
     limits: BringLimits | None = None,
     warm: Ready | None = None,
 ) -> Checkout:
     """Make `repo_dir` a repository on `branch` at the base commit; keep the daemon's copy of the index apart from it.
 
-    On failure nothing is left behind. `exclude` are gitignore patterns; a context file is excluded unless tracked.
+    On failure nothing is left behind. `exclude` are gitignore patterns.
     What is `warm` is moved here, and only the difference to the base is written.
 
     Raises: too_large, git_failed, git_timeout, no_space, invalid_name.
@@ -88,7 +85,7 @@ def checkout(
         index_copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             return _checkout(cache, base, repo_dir, branch, index_copy, author, with_changes,
-                             list(exclude), context_files, limits or BringLimits(), warm)  # fmt: skip
+                             list(exclude), limits or BringLimits(), warm)  # fmt: skip
         except BaseException:
             tree.remove(repo_dir)
             with contextlib.suppress(OSError):
@@ -105,7 +102,6 @@ def _checkout(
     author: Author,
     with_changes: bool,
     exclude: list[str],
-    context_files: Sequence[str],
     limits: BringLimits,
     warm: Ready | None,
 ) -> Checkout:
@@ -117,9 +113,7 @@ def _checkout(
         fill(cache, base.sha, repo_dir, index_copy, lambda: own_git(cache, base, repo_dir, branch, author))
     else:
         own_git(cache, base, repo_dir, branch, author)
-    exclude = [f"/{name}" for name in context_files if not os.path.lexists(repo_dir / name)] + [
-        _anchored(pattern) for pattern in exclude
-    ]
+    exclude = [_anchored(pattern) for pattern in exclude]
     start_sha, carried, skipped = base.sha, 0, []
     if with_changes and base.dirty:
         brought = bring_changes(cache, base, repo_dir, index_copy, limits)
@@ -224,7 +218,7 @@ def _modules(cache: Path, base: Base, repo_dir: Path, index_copy: Path, author: 
             with contextlib.suppress(CoreAgentError):  # not in the local copy: stays empty, never from the network
                 ensure_cache(inner_cache, inner)
                 (repo_dir / path).rmdir()
-                checkout(inner_cache, inner, repo_dir / path, "agent/work", index, author, exclude=(), context_files=())
+                checkout(inner_cache, inner, repo_dir / path, "agent/work", index, author, exclude=())
                 own = str(inner_cache)
         made.append(Module(path=path, sha=sha, cache=own, index=str(index)))
     return made

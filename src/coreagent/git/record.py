@@ -43,6 +43,10 @@ class Record:
         """Whether a path is agent-side or carried; decided here, because an agent's `.gitignore` can undo a pattern."""
         return path in self._included or any(_matches(pattern, path) for pattern in self.exclude)
 
+    def ours(self, path: str) -> bool:
+        """Whether an excluded path is a file that the daemon itself put there or reads: nobody's work."""
+        return path in self._included or f"/{path}" in self.exclude
+
     @cached_property
     def _included(self) -> frozenset[str]:
         return frozenset(self.included)

@@ -54,6 +54,8 @@ def scan(cache: Path, repo_dir: Path, index: Path, record: Record, limits: Limit
         if path in modules or path.rstrip("/") in modules:
             continue  # looked at on their own
         if tag == "?" and (record.excluded(path) or record.excluded(path.rstrip("/"))):
+            if not record.ours(path.rstrip("/")):
+                found.left.append(path.rstrip("/"))
             continue
         if any(tree.names_git(part) for part in path.split("/")):
             found.problems.append(Problem("bad_path", path, "the path names a git directory"))

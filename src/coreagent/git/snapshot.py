@@ -124,7 +124,9 @@ def _snapshot(
         found = Scan()
     sha = tip
     if found or squash or links:
-        refused = _stage(cache, repo_dir, index, found, record if squash else None, tip)
+        dropped = _committed_side(cache, index, record) if squash else []
+        left += [path for path in dropped if not record.ours(path) and os.path.lexists(repo_dir / path)]
+        refused = stage(cache, repo_dir, index, [*found.removed, *dropped], found.added)
         problems += [Problem("unreadable", path, why) for path, why in refused]
         left += [path for path, _ in refused if os.path.lexists(repo_dir / path)]
         parent = start if squash else tip
@@ -287,19 +289,13 @@ def _only_other(others: dict[str, str], name: str) -> str:
     return distinct.pop() if len(distinct) == 1 else ""
 
 
-def _stage(
-    cache: Path, repo_dir: Path, index: Path, found: Scan, record: Record | None, tip: str
-) -> list[tuple[str, str]]:
-    removed = list(found.removed)
-    if record is not None:
-        staged = git("ls-files", "-z", cwd=cache, env=environment(git_dir=cache, index=index)).out
-        original = git(
-            "ls-tree", "-r", "-z", "--name-only", record.start, cwd=cache, env=environment(git_dir=cache)
-        ).out
-        tracked = set(original.split(b"\0"))
-        names = [os.fsdecode(path) for path in staged.split(b"\0") if path and path not in tracked]
-        removed += [path for path in names if record.excluded(path)]
-    return stage(cache, repo_dir, index, removed, found.added)
+def _committed_side(cache: Path, index: Path, record: Record) -> list[str]:
+    """Agent-side or carried files that the agent committed, and that were not there when it began."""
+    staged = git("ls-files", "-z", cwd=cache, env=environment(git_dir=cache, index=index)).out
+    original = git("ls-tree", "-r", "-z", "--name-only", record.start, cwd=cache, env=environment(git_dir=cache)).out
+    tracked = set(original.split(b"\0"))
+    names = [os.fsdecode(path) for path in staged.split(b"\0") if path and path not in tracked]
+    return [path for path in names if record.excluded(path)]
 
 
 def _commit(cache: Path, index: Path, parent: str, message: str, author: Author, previous: str) -> str:
