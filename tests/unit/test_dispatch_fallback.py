@@ -6,7 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from tests.support.engine_room import Room, in_room
+from tests.support.git_room import sh
 
+from coreagent.capability import Caller
 from coreagent.dispatch import fallback
 from coreagent.dispatch.park import Park
 from coreagent.models.dispatch import State
@@ -86,3 +88,29 @@ def test_what_waits_for_a_pool_is_told_how_it_can_go_on(tmp_path: Path) -> None:
         await room.ask("resume", workspace="one")  # what is offered can be done
 
     in_room(tmp_path, body)
+
+
+def test_what_a_checkout_would_have_executed_is_told_and_the_next_agent_goes_on(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "opencode"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 1.18.33\n")
+    program.chmod(0o755)
+
+    async def body(room: Room) -> None:
+        plugin = room.repo / ".opencode" / "plugin" / "x.ts"
+        plugin.parent.mkdir(parents=True)
+        plugin.write_text("")
+        sh(room.repo, "add", "-f", ".opencode")
+        sh(room.repo, "commit", "-q", "-m", "plugin")
+        env = {**room.env, "PATH": f"{program.parent}:{room.env['PATH']}"}
+        person = Caller(cwd=str(room.repo), env=env)
+        for agents, state in (("acp:opencode", State.FAILED), ("acp:opencode,command:other", State.COMPLETED)):
+            made = await room.ask("dispatch", person, task="do", agent=agents, ephemeral=True)
+            done = await room.until(room.engine.board[made.dispatch_id], State.COMPLETED, State.FAILED)
+            assert done.state is state, done
+            if state is State.FAILED:
+                assert "own plugins" in done.detail and "repo trust --bypass" in done.detail
+            else:
+                assert [(one.agent, one.reason) for one in done.tried] == [("acp:opencode", "consent_needed")]
+
+    in_room(tmp_path, body, running=True, script=FAILS)

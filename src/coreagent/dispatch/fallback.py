@@ -38,7 +38,7 @@ CURABLE: frozenset[Reason] = frozenset(
     }
 )
 """What another agent may do better. A person's stop, the wall clock and what the repository causes are not in it."""
-UNUSABLE = frozenset({"runner_missing", "runner_too_old", "not_logged_in"})
+UNUSABLE = frozenset({"runner_missing", "runner_too_old", "not_logged_in", "consent_needed"})
 """Errors of a launch that say that this agent cannot be used here at all."""
 PARKED = "parked"
 
