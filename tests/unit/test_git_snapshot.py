@@ -16,7 +16,7 @@ from coreagent.git import stuck
 from coreagent.git.diff import diff, numstat
 from coreagent.git.harvest import harvest
 from coreagent.git.landing import land
-from coreagent.git.snapshot import Snapshot, live_diff
+from coreagent.git.snapshot import Snapshot, diff_now
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_nothing_the_agent_configured_runs(room: Room, tmp_path: Path) -> None:
     assert snap.files == 3
     text, _ = diff(room.cache, room.base.sha, snap.sha)
     assert "+data" in text
-    live_diff(room.cache, room.repo, room.base.sha, room.index)
+    diff_now(room.cache, room.repo, room.base.sha, room.index)
     harvest(room.cache, room.user, "agent/job", snap.sha)
     land(room.cache, room.user, "agent/job", "main", snap.sha)
     assert not (tmp_path / "pwned").exists()
@@ -278,10 +278,11 @@ def test_the_live_diff_writes_nothing(room: Room) -> None:
     room.prepare()
     write(room.repo, "src/a.py", "a = 5\n")
     cache, repo = fingerprint(room.cache), fingerprint(room.repo)
-    text, truncated, files, plus, minus = live_diff(room.cache, room.repo, room.base.sha, room.index)
+    now = diff_now(room.cache, room.repo, room.base.sha, room.index)
+    text, truncated, files, plus, minus = now.text, now.truncated, now.files, now.insertions, now.deletions
     assert ("+a = 5" in text, truncated, files, plus, minus) == (True, False, 1, 1, 1)
     assert (fingerprint(room.cache), fingerprint(room.repo)) == (cache, repo)
-    assert live_diff(room.cache, room.repo, room.base.sha, room.index, limit=20)[1]
+    assert diff_now(room.cache, room.repo, room.base.sha, room.index, limit=20).truncated
 
 
 @pytest.mark.parametrize("name", [".gitignore", ".gitattributes", "src/.gitignore", "deep/er/.gitattributes"])
@@ -304,7 +305,7 @@ def test_a_pipe_where_git_looks_for_a_file(
         os.mkfifo(place)
         if kind.endswith("directory") and place.parent != room.repo:
             place.parent.chmod(0)
-    text, *_ = live_diff(room.cache, room.repo, room.made.start, room.index)
+    text = diff_now(room.cache, room.repo, room.made.start, room.index).text
     assert "work.txt" in text
     begun = time.monotonic()
     taken = room.snap()

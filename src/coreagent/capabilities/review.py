@@ -24,7 +24,7 @@ from coreagent.git import rescue as git_rescue
 from coreagent.git.cache import is_ancestor
 from coreagent.git.inspect import inspect, resolve
 from coreagent.git.pack import present
-from coreagent.git.snapshot import diff_now, live_diff
+from coreagent.git.snapshot import Now, diff_now
 from coreagent.models.dispatch import ACTIVE, RESTING, Dispatch, Fate, Stage, State
 from coreagent.models.report import AcceptReply, DiffReply, LogReply, MoveReply, RescueRow
 from coreagent.plural import plural
@@ -70,19 +70,8 @@ async def _diff(core: Core, caller: Caller, workspace: str, stat: bool, exact: b
         start = found.start_sha or found.base_sha
     if live and place.prepared.exists():
         index = Path(paths.index_copy(core.home, found.id))
-        text, cut, files, plus, minus = await asyncio.to_thread(
-            live_diff, cache, place.repo, start, index, stat, limit, exact
-        )
-        return DiffReply(
-            workspace=found.workspace,
-            base=start,
-            head="",
-            live=True,
-            files=files,
-            insertions=plus,
-            deletions=minus,
-            text=text,
-            truncated=cut,
+        return _standing(
+            found, start, await asyncio.to_thread(diff_now, cache, place.repo, start, index, stat, limit, exact), live
         )
     shown = await _as_it_is(core, found, stat, limit, exact) if rests else None
     if shown is not None:
@@ -118,12 +107,15 @@ async def _as_it_is(core: Core, found: Dispatch, stat: bool, limit: int, exact: 
         if error.slug != "git_failed":
             raise
         return None  # the cache is not whole; what was brought home is shown, or why that cannot be
-    if not now.since:
-        return None
+    return _standing(found, start, now, live=False) if now.since else None
+
+
+def _standing(found: Dispatch, start: str, now: Now, live: bool) -> DiffReply:
     return DiffReply(
         workspace=found.workspace,
         base=start,
         head="",
+        live=live,
         since=now.since,
         files=now.files,
         insertions=now.insertions,

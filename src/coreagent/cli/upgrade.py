@@ -155,17 +155,7 @@ class Upgrade:
     def _run(self, *argv: str | Path, limit_s: float = INSTALL_S) -> str:
         words = [str(word) for word in argv]
         try:
-            done = subprocess.run(
-                words,
-                cwd=self.versions,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=limit_s,
-                check=False,
-            )
+            done = self._execute(words, limit_s)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CoreAgentError("upgrade_failed", f"{words[0]} could not do its part", cause=told(error)) from None
         if done.returncode:
@@ -173,6 +163,20 @@ class Upgrade:
             shown = next((line for line in lines if "ERROR" in line), lines[-1])
             raise CoreAgentError("upgrade_failed", f"{' '.join(words[1:4])} failed", cause=shown[:400])
         return done.stdout
+
+    def _execute(self, words: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:
+        """Raises: OSError, TimeoutExpired."""
+        return subprocess.run(
+            words,
+            cwd=self.versions,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+            check=False,
+        )
 
     # -- the trial -------------------------------------------------------------------------------------------------
 
@@ -190,17 +194,7 @@ class Upgrade:
         argv = [release.python, "-P", *(["-m", "coreagent.cli.selfcheck"] if scenes else ["-c", code]), *words]
         if not scenes and not words:
             return []
-        done = subprocess.run(
-            argv,
-            cwd=self.versions,
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CHECK_S,
-            check=False,
-        )
+        done = self._execute(argv, CHECK_S)
         shown = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         for scene in shown:
             if not scene["ok"]:

@@ -145,26 +145,6 @@ def _snapshot(
                     int(tip != start), tuple(_unique(problems)), others, _topmost(left))  # fmt: skip
 
 
-def live_diff(
-    cache: Path,
-    repo_dir: Path,
-    base_sha: str,
-    index_copy: Path,
-    stat: bool = False,
-    limit: int = 1024 * 1024,
-    exact: bool = False,
-) -> tuple[str, bool, int, int, int]:
-    """The difference of a running agent's work tree: text (see `diff`), truncated, files, insertions, deletions.
-
-    Nothing is written but to a scratch directory that is gone afterwards; of the tree only pipes are removed on which
-    git would wait for ever.
-
-    Raises: workspace_gone (nothing there to compare), git_failed, git_timeout, no_space.
-    """
-    now = diff_now(cache, repo_dir, base_sha, index_copy, stat, limit, exact)
-    return now.text, now.truncated, now.files, now.insertions, now.deletions
-
-
 @dataclass(frozen=True)
 class Now:
     """A work tree as it stands, compared with the start, and with what was brought home of it."""
@@ -188,9 +168,14 @@ def diff_now(
     exact: bool = False,
     known: str = "",
 ) -> Now:
-    """As `live_diff`; `known` is the commit that was brought home, or "" when nobody asks what came since.
+    """The difference of a work tree as it stands to the start, its text as `diff` has it.
+
+    `known` is the commit that was brought home, or "" when nobody asks what came since. Nothing is written but to a
+    scratch directory that is gone afterwards; of the tree only pipes are removed on which git would wait for ever.
 
     Work that was committed on another branch than the one that is checked out counts as known.
+
+    Raises: git_failed, git_timeout, no_space.
     """
     record = _record(index_copy, repo_dir, base_sha)
     if repo_dir.is_symlink() or not repo_dir.is_dir() or str(repo_dir.resolve()) != record.top:
