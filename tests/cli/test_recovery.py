@@ -284,6 +284,26 @@ def test_clean_keeps_what_nobody_judged(home: Home) -> None:
     home.run("cancel", "busy")
 
 
+def test_clean_recognises_what_was_merged_by_hand_and_keeps_what_was_edited_after(home: Home) -> None:
+    world = World(home)
+    for name in ("plain", "edited", "open"):
+        assert world.dispatch(f"make {name}", "--name", name)
+    world.settle()
+    (home.core / "workspace/local/repo/edited/repo/later.txt").write_text("by hand")
+    for name in ("plain", "edited"):
+        home.git("merge", "-q", "--no-edit", f"agent/{name}", cwd=world.repo)
+    tried = home.json("workspace", "clean", "--dry-run")
+    assert {r["fate"] for r in world.rows().values()} == {"open"}
+    told = home.json("workspace", "clean")
+    assert sorted(told["removed"]) == sorted(tried["removed"]) == ["local/repo/edited", "local/repo/plain"]
+    assert told["kept"] == {"local/repo/open": "nobody accepted or rejected it yet"}
+    fates = {r["workspace"].split("/")[-1]: r["fate"] for r in home.json("history")}
+    assert fates == {"plain": "accepted", "edited": "accepted", "open": "open"}
+    assert world.branches() == {"main", "agent/open"}
+    (kept,) = home.json("rescue", "list")
+    assert "later.txt" in home.git("ls-tree", "-r", "--name-only", kept["sha"], cwd=home.core / "repos/local/repo.git")
+
+
 def test_expiry_keeps_a_completed_tip_reachable(home: Home) -> None:
     """keep_days: 0 lets everything go that rests; work that nobody accepted stays under a rescue ref."""
     world = World(home)

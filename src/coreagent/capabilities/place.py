@@ -61,13 +61,16 @@ async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
 
 @capability("workspace.clean", cli="workspace clean", destructive=True)
 async def workspace_clean(core: Core, workspace: Workspace = "", dry_run: bool = False) -> CleanReply:
-    """Let go of every workspace that may go (or of one), archiving first; tell why the others stay."""
+    """Let go of every workspace that may go (or of one), archiving first; tell why the others stay.
+
+    One that a person merged by hand into its branch counts as accepted.
+    """
     engine, now = core.engine, core.now()
     chosen = [await find_open(core, workspace)] if workspace else list(engine.board.values())
     reply = CleanReply(dry_run=dry_run)
     for found in chosen:
         why = cleanup.why_kept(engine, found, now)
-        if why:
+        if why and not await cleanup.merged_at(engine, found):
             reply.kept[found.workspace] = why
             continue
         if not dry_run and (why := await cleanup.let_go_if(engine, found.id)):

@@ -229,12 +229,14 @@ async def _accept(core: Core, caller: Caller, found: Dispatch, strategy: str, on
         await asyncio.to_thread(_check_branch, found)
         found, since = await bring.take_along(core.engine, found)
         _check_acceptable(found)
-        try:
-            landing = await _land(core, caller, cache, found, target, strategy, message)
-        except CoreAgentError as error:
-            if error.slug != "git_failed" or not await _mended(core, cache, found):
-                raise
-            landing = await _land(core, caller, cache, found, target, strategy, message)
+        # One after the other: of two at once the later would find its branch moved on, or git's index locked.
+        async with core.engine.deciding(f"landing in {found.repo_path}"):
+            try:
+                landing = await _land(core, caller, cache, found, target, strategy, message)
+            except CoreAgentError as error:
+                if error.slug != "git_failed" or not await _mended(core, cache, found):
+                    raise
+                landing = await _land(core, caller, cache, found, target, strategy, message)
     core.crash_point("landed")
     accepted = await engine.update(
         found,

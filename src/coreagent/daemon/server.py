@@ -425,19 +425,22 @@ class Server:
                 await self._loop.sock_sendall(conn, wire.frame(kind, data))
 
         async def receive() -> bytes:
-            """The next piece of the client's input, b"" at its end."""
-            await send(b"", wire.WANT)
-            while True:
-                while waiting:
-                    kind, payload = waiting.pop(0)
-                    if kind == wire.INPUT and payload:
-                        return payload
-                    if kind in (wire.END, wire.STOP, wire.INTERRUPT):
+            """The next piece of the client's input, b"" at its end, which is also that of a client that went away."""
+            try:
+                await send(b"", wire.WANT)
+                while True:
+                    while waiting:
+                        kind, payload = waiting.pop(0)
+                        if kind == wire.INPUT and payload:
+                            return payload
+                        if kind in (wire.END, wire.STOP, wire.INTERRUPT):
+                            return b""
+                    data = await self._loop.sock_recv(conn, 65536)
+                    if not data:
                         return b""
-                data = await self._loop.sock_recv(conn, 65536)
-                if not data:
-                    return b""
-                waiting.extend(decoder.feed(data))
+                    waiting.extend(decoder.feed(data))
+            except ConnectionError:
+                return b""
 
         try:
             await self._mcp(self._core, caller, receive, send)

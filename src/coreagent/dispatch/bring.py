@@ -25,6 +25,7 @@ from coreagent.git import ref as git_refs
 from coreagent.git import rescue as git_rescue
 from coreagent.git import restore as git_restore
 from coreagent.git import snapshot as git_snapshot
+from coreagent.git.cache import is_ancestor
 from coreagent.git.check import Limits
 from coreagent.git.inspect import resolve
 from coreagent.git.pack import present
@@ -464,6 +465,16 @@ async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> T
         counted = harvest.model_copy(update={"files": tips[sha]})
         rows.append(_row(dispatch, kept.ref, sha, "let_go", counted, core.now()))
     return Tip(rows, taken.left, replaced)
+
+
+def holding(dispatch: Dispatch, branch: str, sha: str) -> str:
+    """The tip of a branch of the user's that has a commit among its own; "" when it has not. Blocking."""
+    try:
+        git_dir = git_refs.git_dir_of(Path(dispatch.repo_path))
+        tip = resolve(git_dir, f"refs/heads/{branch}") if git_dir else ""
+        return tip if git_dir and tip and is_ancestor(git_dir, sha, tip) else ""
+    except CoreAgentError:
+        return ""  # the branch has no such commit, or the repository is not there any more
 
 
 def drop_branch(dispatch: Dispatch) -> bool:

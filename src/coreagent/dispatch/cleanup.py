@@ -22,7 +22,7 @@ from coreagent.dispatch import attached, bring, environment, hook, leftover
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Reason
-from coreagent.models.dispatch import RESTING, Attempt, Dispatch, Fate, State
+from coreagent.models.dispatch import RESTING, Attempt, Dispatch, Fate, Stage, State
 from coreagent.plainfile import write_plain
 
 if TYPE_CHECKING:
@@ -204,6 +204,22 @@ async def let_go_if(engine: Engine, dispatch_id: str) -> str:
         if dispatch is None:
             return ""
         why = why_kept(engine, dispatch, engine.core.now())
+        if why and (merged := await merged_at(engine, dispatch)):
+            dispatch = await engine.update(
+                dispatch, fate=Fate.ACCEPTED, stage=Stage.ACCEPTED, accepted_sha=merged, previous_sha=""
+            )
+            why = ""
         if not why:
             await let_go(engine, dispatch)
         return why
+
+
+async def merged_at(engine: Engine, dispatch: Dispatch) -> str:
+    """The tip of the branch it was meant for, when a person merged an undecided work into that by hand; else ""."""
+    started = dispatch.start_sha or dispatch.base_sha
+    done = dispatch.state is State.COMPLETED and dispatch.harvest.status == "complete"
+    if not done or dispatch.fate is not Fate.OPEN or dispatch.harvest.sha in ("", started) or not dispatch.base_ref:
+        return ""
+    if attached.holder(engine, dispatch.id) is not None:
+        return ""
+    return await asyncio.to_thread(bring.holding, dispatch, dispatch.base_ref, dispatch.harvest.sha)

@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from coreagent import events, paths
 from coreagent.core import Core
@@ -101,7 +102,7 @@ class Engine:
         self.turns = 0
         """Counts what was told, so that nobody who looks and then waits misses what came in between."""
         self._changed = asyncio.Event()
-        self._deciding: dict[str, asyncio.Lock] = {}
+        self._deciding: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -270,19 +271,16 @@ class Engine:
         return True
 
     @contextlib.asynccontextmanager
-    async def deciding(self, dispatch_id: str) -> AsyncIterator[None]:
+    async def deciding(self, what: str) -> AsyncIterator[None]:
         """Hold off every other decision about a dispatch: resume, accept, reject, cleaning, and what attach changed.
 
         A decision looks at the dispatch after it came in here, and nothing it relies on is taken back before it is
-        out again. The end of a turn is no decision and does not wait.
+        out again. The end of a turn is no decision and does not wait. Landings in a repository take turns the same way.
         """
-        lock = self._deciding.setdefault(dispatch_id, asyncio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked() and dispatch_id not in self.board:
-                self._deciding.pop(dispatch_id, None)
+        # Held by those who are in here or wait: it is gone with the last of them.
+        lock = self._deciding.get(what) or self._deciding.setdefault(what, asyncio.Lock())
+        async with lock:
+            yield
 
     async def forget_environment(self, dispatch_id: str) -> None:
         """Remove the environment of a task that rests; one that was resumed meanwhile keeps it."""

@@ -24,6 +24,7 @@ from coreagent.cli.terminal import terminal
 from coreagent.cli.views.text import one_line
 from coreagent.errors import CoreAgentError, told
 from coreagent.models.report import AttachReply, MoveReply, WorkspaceShow
+from coreagent.shim_agent import PR_SET_PDEATHSIG, prctl
 
 # What the person's terminal needs to be drawn on; an agent's own environment does not have it.
 _TERMINAL_NAMES = ("TERM", "COLORTERM", "TERM_PROGRAM", "LANG", "LC_ALL", "LC_CTYPE", "COLUMNS", "LINES", "NO_COLOR")
@@ -74,7 +75,7 @@ def attach(
         answer(words, as_json, lambda t: [f"cd {shlex.quote(plan.cwd)} && {shlex.join([*setting, *plan.argv])}"])
         return
     here.flush()
-    code = _in_foreground(plan.argv, plan.cwd, _with_terminal(plan.env, here.env))
+    code = _in_foreground(plan.argv, plan.cwd, _with_terminal(plan.env, here.env), tied=True)
     done: MoveReply = session().call("attach.done", workspace=workspace)
     if done.note:
         say([done.note])
@@ -92,14 +93,24 @@ def _with_terminal(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, 
     return {**{name: own[name] for name in _TERMINAL_NAMES if name in own}, **env}
 
 
-def _in_foreground(argv: list[str], cwd: str, env: Mapping[str, str]) -> int:
-    """Run a program on this very terminal and return its exit code. Ctrl-C is the program's, not ours."""
+def _in_foreground(argv: list[str], cwd: str, env: Mapping[str, str], tied: bool = False) -> int:
+    """Run a program on this very terminal and return its exit code. Ctrl-C is the program's, not ours.
+
+    A `tied` one is hung up (Linux) when this process is killed: nobody would know any more that it is there.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    own = os.getpid()
+
+    def in_child() -> None:
         # The child must not inherit the deafness: SIG_IGN survives an exec.
-        child = subprocess.Popen(
-            argv, cwd=cwd, env=dict(env), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-        )
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if tied:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            if prctl(PR_SET_PDEATHSIG, signal.SIGHUP) and os.getppid() != own:
+                os._exit(129)  # killed before the kernel was told
+
+    try:
+        child = subprocess.Popen(argv, cwd=cwd, env=dict(env), preexec_fn=in_child)
         code = child.wait()
     except OSError as error:
         raise CoreAgentError("runner_missing", f"cannot start {argv[0]}", cause=told(error)) from None
