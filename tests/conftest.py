@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.home import Home
+
+# What the person who runs the tests told their own git is no part of a test.
+os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
 
 # A shell without job control starts what it sends to the background deaf to Ctrl-C, and deafness is inherited: the
 # commands that the tests start and interrupt must not be.

@@ -25,7 +25,7 @@ from coreagent import firm
 from coreagent import shim as shim_module
 from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import open_plain, read_plain, write_plain
-from coreagent.process import alive, kill_found, open_pidfd, peer, start_time
+from coreagent.process import alive, in_session, kill_found, open_pidfd, peer, start_time
 from coreagent.procfs import below, marked
 from coreagent.spool import claim, remove
 
@@ -148,11 +148,12 @@ def void(directory: str | Path) -> bool:
     return True
 
 
-def sweep(attempt: str) -> list[int]:
-    """Kill everything that carries the attempt's marker and all below that; blocks; return the pids struck."""
+def sweep(attempt: str, pid: int = 0, start: int = 0, at: float = 0.0) -> list[int]:
+    """Kill all that carries the attempt's marker or is of the session of its dead shim, which lived at `at` (epoch),
+    and everything below; blocks; return the pids struck."""
 
     def find() -> list[Any]:
-        roots = marked(attempt)
+        roots = marked(attempt) + in_session(pid, start, at)
         return roots + [proc for root in roots for proc in below(root.pid) if proc.pid != os.getpid()]
 
     return kill_found(find)
@@ -215,6 +216,7 @@ class Shim:
         self._status: int | None = None
         self._why = ""
         self._pidfd = open_pidfd(pid, start)
+        self._met = child or self._pidfd >= 0
         self._conclusion: asyncio.Task[ShimExit] | None = None
         self._follower: asyncio.Task[None] | None = None
         self._callbacks: list[OutputCallback] = []
@@ -368,7 +370,9 @@ class Shim:
         spec = _parse(_bytes(f"{self.dir}/spec.json"))
         started = read_started(self.dir)
         executed = started is not None and not started.void
-        killed = sweep(str(spec.get("attempt") or Path(self.dir).name)) if executed else []
+        at = time.time() if self._met or started is None else started.at
+        attempt = str(spec.get("attempt") or Path(self.dir).name)
+        killed = sweep(attempt, self.pid, self.start, at) if executed else []
         for path in (f"{self.dir}/spec.json", self._socket):
             if path and executed:
                 remove(path)

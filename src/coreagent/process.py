@@ -20,7 +20,7 @@ import time
 from calendar import timegm
 from collections.abc import Callable, Iterable
 
-from coreagent.procfs import MARKER, Proc, below, look, marked, send, slurp, strike
+from coreagent.procfs import MARKER, Proc, below, look, marked, send, slurp, strike, table
 
 LINUX = sys.platform.startswith("linux")
 
@@ -84,6 +84,24 @@ def descendants(pid: int) -> list[int]:
 def by_marker(attempt: str) -> list[int]:
     """Pids of living processes that were executed with this attempt's marker, the caller excepted."""
     return [proc.pid for proc in marked(attempt)]
+
+
+def in_session(pid: int, start: int, at: float) -> list[Proc]:
+    """What runs in the session that exactly this process led, which lived at `at` (epoch); without itself."""
+    if not LINUX or pid <= 1 or start <= 0:
+        return []
+    # A reboot, or a restart of the container, gives the same numbers to other people's sessions.
+    init = look(1)
+    if at < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) or (init and start < init.start):
+        return []
+    me = os.getpid()
+    # A member's own group is never the leader's: the agent got one before it was executed. The children of a daemon
+    # that has the number by now, and left them as daemons do, are in that group.
+    found = [p for p in table().values() if p.session == pid != p.pgrp and p.start >= start and p.pid != me]
+    # As long as a member lives, the kernel gives its session's number to no new process. If one has it, then all that
+    # was ours is gone; asked last, so that it holds for everything found.
+    leader = look(pid)
+    return found if leader is None or leader.start == start else []
 
 
 def environ_of(pid: int) -> dict[str, str]:

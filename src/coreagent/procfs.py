@@ -24,7 +24,7 @@ MARKER = "CORE_AGENT_ATTEMPT"
 class Proc:
     """What /proc/<pid>/stat says of one process. `dead`: a zombie, with no thread left running."""
 
-    __slots__ = ("dead", "kernel", "name", "pgrp", "pid", "ppid", "start")
+    __slots__ = ("dead", "kernel", "name", "pgrp", "pid", "ppid", "session", "start")
 
     def __init__(self, pid: int, text: bytes) -> None:
         # The name may hold spaces and parentheses itself, so the last ")" closes it.
@@ -32,6 +32,7 @@ class Proc:
         rest = text[right + 2 :].split()
         self.pid, self.name = pid, text[left + 1 : right].decode("utf-8", "replace")
         self.ppid, self.pgrp, self.start = int(rest[1]), int(rest[2]), int(rest[19])
+        self.session = int(rest[3])
         self.kernel = bool(int(rest[6]) & 0x200000)  # PF_KTHREAD
         # A main thread that ended shows "Z" although its other threads run on and may fork.
         self.dead = rest[0] in (b"Z", b"X", b"x") and int(rest[17]) <= 1

@@ -166,7 +166,7 @@ def test_model_failures_are_named_within_seconds(tmp_path: Path, served_agent: t
         began = time.monotonic()
         return desk.run(f"{name} now").outcome, time.monotonic() - began
 
-    with ThreadPoolExecutor(len(FAILURES)) as pool:
+    with ThreadPoolExecutor(2) as pool:  # each is a program of some weight, and what is measured is its own giving up
         found = dict(zip(FAILURES, pool.map(run, FAILURES), strict=True))
     assert {name: outcome.reason for name, (outcome, _) in found.items()} == FAILURES, found
     assert all(outcome.terminal == "error" and outcome.message for outcome, _ in found.values())

@@ -19,6 +19,8 @@ from tests.support.git_room import sh
 
 ROOMS = (about, adopt, batch, compare, control, dispatch, place, review, status)
 """Imported for what they register."""
+PERSON = {f"GIT_{role}_{part}": value for role in ("AUTHOR", "COMMITTER")
+          for part, value in (("NAME", "Person"), ("EMAIL", "person@example.org"))}  # fmt: skip
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
 
 
@@ -40,7 +42,7 @@ class Room:
         (self.repo / "a.txt").write_text("a\n")
         sh(self.repo, "add", "a.txt")
         sh(self.repo, "commit", "-q", "-m", "first")
-        self.env = {**ENV, "HOME": str(tmp), "CORE_HOME": str(self.home), "GIT_CONFIG_GLOBAL": "/dev/null"}
+        self.env = {**ENV, **PERSON, "HOME": str(tmp), "CORE_HOME": str(self.home), "GIT_CONFIG_GLOBAL": "/dev/null"}
         self.core = Core(str(self.home), self.env, Store.memory("a test"))
         self.engine = self.core.engine = Engine(self.core)
         self.person = Caller(cwd=str(self.repo), env=dict(self.env))

@@ -32,6 +32,7 @@ async def claimed(room: Room, **more: object) -> Attempt:
 async def restarted(room: Room) -> Engine:
     engine = room.core.engine = room.engine = Engine(room.core)
     await engine.load()
+    room.core.store.ephemeral = False  # one in memory does not judge what is on disk
     await recovery.reconcile(engine)
     return engine
 
@@ -142,7 +143,7 @@ def test_what_lies_where_files_are_expected_does_not_keep_the_daemon_from_starti
 def test_directories_that_no_row_knows_are_set_aside(tmp_path: Path) -> None:
     async def body(room: Room) -> None:
         orphan = room.home / "workspace" / "local" / "project" / "old"
-        orphan.mkdir(parents=True)
+        (orphan / ".meta").mkdir(parents=True)
         (orphan / "work.txt").write_text("work")
         half = orphan.with_name(".going-x-1")
         half.mkdir()

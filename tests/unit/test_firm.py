@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.unit.test_nursery import in_loop, prepare
 
-from coreagent import attempts, firm, process
+from coreagent import attempts, firm, process, procfs
 from coreagent.dispatch.vigil import Limits, Vigil
 from coreagent.nursery import Nursery
 
@@ -177,6 +177,72 @@ async def test_a_shim_that_is_stopped_before_its_claim_is_not_waited_for(
         assert not process.alive(shim.pid, shim.start)
         assert not (base / "ran").exists()
     nursery.close()
+
+
+BARE = "env -i /bin/sh -c 'while :; do /bin/date >> {0}; /bin/sleep 0.01; done'"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        BARE + "; true",
+        BARE + " & exec sleep 600",
+        "(" + BARE + " &) ; exec sleep 600",
+    ],
+)
+@pytest.mark.parametrize("met", [True, False])
+@in_loop
+async def test_what_emptied_its_environment_ends_with_a_killed_shim(base: Path, script: str, met: bool) -> None:
+    """Also when the daemon that finds the shim dead never saw it alive."""
+    written = base / "orphan.txt"
+    folder = prepare(base, script.format(written))
+    shim = attempts.spawn(folder)
+    assert await shim.started() is not None
+    async with asyncio.timeout(20):
+        while not written.exists():
+            await asyncio.sleep(0.005)
+        os.kill(shim.pid, signal.SIGKILL)
+        if not met:
+            os.waitpid(shim.pid, 0)
+            shim.close()
+            shim = attempts.Shim(str(folder), shim.pid, shim.start, child=False)
+        ended = await shim.wait()
+    assert ended.died and ended.killed
+    size = written.stat().st_size
+    await asyncio.sleep(0.1)
+    assert written.stat().st_size == size
+    assert [p for p in procfs.table().values() if p.session == shim.pid and not p.dead] == []
+
+
+def test_only_the_session_that_is_meant_is_struck() -> None:
+    """Neither one of an earlier boot, nor one of a process that got the number later, nor what a daemon left in it."""
+    script = (
+        "import subprocess as s, sys; s.Popen(['sleep', '600'], process_group=0, stdout=s.DEVNULL);"
+        "print(s.Popen(['sleep', '600'], stdout=s.DEVNULL).pid, flush=True); sys.stdin.read()"
+    )
+    leader = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert leader.stdin and leader.stdout
+    own = int(leader.stdout.readline())
+    start, now = process.start_time(leader.pid), time.time()
+    members = [p for p in procfs.table().values() if p.session == leader.pid]
+    try:
+        found = process.in_session(leader.pid, start, now)
+        assert len(found) == 1 and found[0].pid not in (own, leader.pid)
+        assert process.in_session(leader.pid, start - 1, now) == []  # the number is somebody else's by now
+        leader.stdin.close()
+        leader.wait(10)
+        assert [p.pid for p in process.in_session(leader.pid, start, now)] == [found[0].pid]
+        assert process.in_session(leader.pid, found[0].start + 1, now) == []
+        assert process.in_session(leader.pid, start, 0.0) == []
+        assert process.in_session(0, 0, now) == process.in_session(leader.pid, 0, now) == []
+    finally:
+        leader.kill()
+        for member in members:
+            procfs.send(member, signal.SIGKILL)
+        leader.stdout.close()
+        leader.wait()
 
 
 def test_only_the_process_that_is_meant_is_struck() -> None:

@@ -109,6 +109,10 @@ def _cannot_write(error: CannotWrite, on: Terminal) -> int:
     return EXIT_CANNOT_WRITE
 
 
+TELLS_ITSELF = ("status", "dispatch", "daemon")
+"""Commands that say by themselves what is wrong with the store."""
+
+
 def run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | None = None) -> int:
     """Run a command line and return its exit code; everything that it has to say is on the terminal by then.
 
@@ -117,6 +121,7 @@ def run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | None
     with terminals.using(on), sessions.using(session):
         try:
             code = _run(argv, on, session, app)
+            _say_what_is_missing(argv, on, session)
             on.flush()
         except BrokenPipeError:
             return EXIT_PIPE
@@ -125,6 +130,14 @@ def run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | None
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         return code
+
+
+def _say_what_is_missing(argv: list[str], on: Terminal, session: Session) -> None:
+    """With a store in memory only, say so after every answer: it is of what this daemon has seen, not of all."""
+    store = session.core.store if session.core is not None else None
+    if store is None or not store.ephemeral or not argv or argv[0] in TELLS_ITSELF or completion.VARIABLE in on.env:
+        return
+    on.err.write(f"! the store cannot be used, so nothing of before is known: {store.why}\n")
 
 
 def _run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | None) -> int:

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreagent import paths
+from coreagent import attempts, paths
 from coreagent.dispatch import attached, bring, environment, hook, leftover
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
@@ -140,6 +140,20 @@ def move(source: Path, target: Path) -> None:
         # A copy would write through a link that lies in its place; a rename would not.
         target.unlink(missing_ok=True)
         shutil.move(source, target)
+
+
+def set_orphan_aside(home: str, directory: Path, group: str) -> Path:
+    """Move what no row knows into the archive, with nothing of it running any more. Returns where it is. Blocking."""
+    attempts.sweep(directory.name)
+    target = Path(home, "archive", "orphans", f"{group}-{directory.name}")
+    n = 1
+    while target.exists():
+        n += 1
+        target = target.with_name(f"{group}-{directory.name}.{n}")
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    move(directory, target)
+    log.warning("nothing refers to %s; it was moved to %s", directory, target)
+    return target
 
 
 def remove_tree(root: Path) -> None:

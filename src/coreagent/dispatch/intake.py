@@ -18,6 +18,7 @@ from coreagent.content import library
 from coreagent.dispatch import launch, names, trust
 from coreagent.dispatch.choice import Choice, agents_of, choose
 from coreagent.dispatch.sync import stale
+from coreagent.dispatch.workspace import root_now
 from coreagent.errors import CoreAgentError
 from coreagent.git import ref as refs
 from coreagent.git.inspect import Base
@@ -78,6 +79,7 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
         repo=repo.name,
         name=choose_name(engine, repo, request, task, looked.traces),
         repo_path=str(base.top),
+        root=root_now(core.home, core.settings),
         base_ref=base.ref if base.kind != "detached" else "",
         base_sha=base.sha,
         task=task,
@@ -302,10 +304,18 @@ def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces:
     Raises: workspace_busy, branch_exists, invalid_name.
     """
     open_ones = open_names(engine, repo)
-    taken = names.Either(open_ones, traces.branches, traces.kept)
+    unknown = _unknown(engine, repo)
+    taken = names.Either(open_ones, traces.branches, traces.kept, unknown)
     options = request.options
     if request.name:
         name = names.check(request.name)
+        if name in unknown and name not in open_ones:
+            raise CoreAgentError(
+                "workspace_busy",
+                f"there is a workspace {repo.org}/{repo.name}/{name} that is not known now",
+                cause=f"the store cannot be used: {engine.core.store.why}",
+                hint="choose another --name",
+            )
         if owner := open_ones.get(name):
             elsewhere = owner != f"{repo.org}/{repo.name}"
             raise CoreAgentError(
@@ -328,6 +338,14 @@ def choose_name(engine: Engine, repo: Repo, request: Request, task: str, traces:
     if options.pr is not None:
         return names.unique(f"pr-{options.pr}", taken)
     return names.unique(names.slug(task), taken)
+
+
+def _unknown(engine: Engine, repo: Repo) -> set[str]:
+    """Workspaces on disk, while the store that knows them cannot be used: no new one may take their place."""
+    if not engine.core.store.ephemeral:
+        return set()
+    root = Path(config.workspace_root(engine.core.settings, engine.core.home), repo.org, repo.name)
+    return {entry.name for entry in os.scandir(root)} if root.is_dir() else set()
 
 
 class OpenNames(Mapping[str, str]):

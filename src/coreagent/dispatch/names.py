@@ -15,6 +15,11 @@ from coreagent.plural import plural
 
 NAME_MAX = 48
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", re.ASCII)
+HOW = (
+    f"at most {NAME_MAX} of a-z, 0-9, '.', '_' and '-', starting and ending with a letter or digit, without '..' and "
+    "not ending in .lock or .git"
+)
+"""What a valid name is made of, for people."""
 _STOP_WORDS = frozenset({"a", "an", "and", "in", "of", "on", "please", "that", "the", "this", "to", "with"})
 
 
@@ -34,7 +39,7 @@ def check(name: str, what: str = "name") -> str:
         raise CoreAgentError(
             "invalid_name",
             f"{name!r} is not a valid {what}",
-            hint=f"use at most {NAME_MAX} of a-z, 0-9, '.', '_' and '-', starting and ending with a letter or digit",
+            hint=f"use {HOW}",
         )
     return name
 
@@ -109,5 +114,5 @@ def find(text: str, dispatches: Iterable[Dispatch]) -> Dispatch:
         f"there is no workspace {text!r}",
         hint=f"did you mean {near[0]}?"
         if near
-        else "`core-agent status --all` lists the open ones, `core-agent history` all",
+        else "`core-agent workspace list` shows those that are there, `core-agent history` all",
     )

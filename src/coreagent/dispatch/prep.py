@@ -102,7 +102,8 @@ def _make(
 
     One function, because each change of thread costs as much as many of these steps. Blocking.
     """
-    if place.prepared.exists() and (dispatch.runs or place.repo.exists()):
+    owner = _prepared_for(place)
+    if (owner == dispatch.id and dispatch.runs) or (place.repo.exists() and (owner == dispatch.id or dispatch.runs)):
         check_checkout(core.home, place, dispatch)
         return None
     base = base or rebuild_base(dispatch)
@@ -116,6 +117,16 @@ def _make(
     if not hooked:
         _mark_prepared(core, place, dispatch, made)
     return made, base
+
+
+def _prepared_for(place: Layout) -> str:
+    """The id of the dispatch that a workspace was prepared for; "" when none ever was."""
+    try:
+        return str(json.loads(read_plain(place.prepared))["dispatch"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, TypeError, KeyError):
+        return "?"
 
 
 def check_checkout(home: str, place: Layout, dispatch: Dispatch) -> None:
@@ -157,7 +168,10 @@ def rebuild_base(dispatch: Dispatch) -> Base:
 
 
 def _check_out(core: Core, dispatch: Dispatch, place: Layout, base: Base) -> git_checkout.Checkout:
-    cleanup.remove_tree(place.root)
+    if _prepared_for(place) in ("", dispatch.id):
+        cleanup.remove_tree(place.root)
+    else:  # of a dispatch that this store does not know, or knows no more
+        cleanup.set_orphan_aside(core.home, place.root, f"{dispatch.org}-{dispatch.repo}")
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     if dispatch.options.on_top:
         git_cache.hold(cache, base.sha)

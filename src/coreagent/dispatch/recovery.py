@@ -10,21 +10,26 @@ import asyncio
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreagent import attempts, config, paths, runners
+from coreagent import attempts, config, paths, process, runners
 from coreagent.dispatch import attached, cleanup, ending, environment, launch, trial, warm
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.live import LiveAttempt
-from coreagent.dispatch.workspace import layout
+from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
+from coreagent.plural import plural
+from coreagent.procfs import marked
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
 
 log = logging.getLogger(__name__)
+
+SHOWN = 5
 
 
 async def reconcile(engine: Engine) -> None:
@@ -32,12 +37,15 @@ async def reconcile(engine: Engine) -> None:
 
     In this order: as soon as an attempt is followed again it may settle and put its own spool away.
     """
-    await asyncio.to_thread(_finish_putting_away, engine)
+    if engine.core.store.ephemeral:
+        return  # it knows of nothing, so that everything there would look like nobody's
+    strangers = await asyncio.to_thread(_strangers, engine)
+    await asyncio.to_thread(_finish_putting_away, engine, strangers)
     await asyncio.to_thread(trial.clear, Path(engine.core.home, "trials"))
     wanted = {d.id for d in engine.board.values() if d.state in ACTIVE or d.state is State.QUEUED}
     await asyncio.to_thread(environment.forget_others, engine.core.home, wanted)
     await _finish_letting_go(engine)
-    await asyncio.to_thread(_set_orphans_aside, engine)
+    await asyncio.to_thread(_set_orphans_aside, engine, set(strangers.values()))
     for dispatch in list(engine.board.values()):
         if dispatch.state in ACTIVE:
             try:
@@ -59,7 +67,9 @@ async def _end(engine: Engine, dispatch: Dispatch, error: Exception) -> None:
             await shim.cancel("shutdown")
             await shim.wait()
     if dispatch.attempt_id:
-        await asyncio.to_thread(attempts.sweep, dispatch.attempt_id)
+        mine = attempt if attempt is not None and attempt.id == dispatch.attempt_id else None
+        led = (mine.shim_pid, mine.shim_start, mine.claimed_at.timestamp()) if mine else ()
+        await asyncio.to_thread(attempts.sweep, dispatch.attempt_id, *led)
     raise error
 
 
@@ -102,7 +112,28 @@ async def requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, director
     Path(paths.attempt_socket(engine.core.home, attempt.id)).unlink(missing_ok=True)
 
 
-def _finish_putting_away(engine: Engine) -> None:
+def _strangers(engine: Engine) -> dict[str, str]:
+    """Attempts that run and that the store does not know (it was restored from an older copy), with their workspaces.
+
+    They are left alone: what nobody knows of may still be somebody's work.
+    """
+    known = {a.id for a in engine.attempts.values()}
+    root = Path(engine.core.home, "attempts")
+    found = {}
+    for directory in root.iterdir() if root.is_dir() else ():
+        if directory.name not in known and attempts.adopt(directory) is not None:
+            said = (process.environ_of(proc.pid).get("CORE_AGENT_WORKSPACE") for proc in marked(directory.name))
+            found[directory.name] = next((name for name in said if name), "")
+    if found:
+        names = ", ".join(sorted(name or attempt for attempt, name in found.items()))
+        engine.troubles["strangers"] = (
+            f"the store knows nothing of {plural(len(found), 'agent')} that run: {names}; they go on, and what they "
+            "leave is kept in archive/orphans by the next daemon that starts after their end"
+        )
+    return found
+
+
+def _finish_putting_away(engine: Engine, strangers: Collection[str] = ()) -> None:
     """Spools whose attempt was settled by a daemon that died right after."""
     core = engine.core
     by_attempt = {a.id: a for a in engine.attempts.values()}
@@ -110,8 +141,10 @@ def _finish_putting_away(engine: Engine) -> None:
     for directory in sorted(root.iterdir()) if root.is_dir() else []:
         attempt = by_attempt.get(directory.name)
         try:
+            if directory.name in strangers:
+                continue
             if attempt is None:
-                _set_aside(core.home, directory, "attempts")
+                cleanup.set_orphan_aside(core.home, directory, "attempts")
             elif attempt.ended_at is not None:
                 dispatch = engine.board[attempt.dispatch_id]
                 place = layout(core.home, core.settings, dispatch)
@@ -130,24 +163,36 @@ async def _finish_letting_go(engine: Engine) -> None:
                 log.exception("%s could not be let go; it stays", dispatch.workspace)
 
 
-def _set_orphans_aside(engine: Engine) -> None:
-    """Directories that no row knows (a store restored from an older copy): kept in the archive, out of the way."""
+def _set_orphans_aside(engine: Engine, strangers: Collection[str] = ()) -> None:
+    """Workspaces that no row knows (a store restored from an older copy): kept in the archive, out of the way.
+
+    Only what has the marks of a workspace: `workspace_root` may be a directory that a person has other things in.
+    """
     core = engine.core
-    root = Path(config.workspace_root(core.settings, core.home))
-    known = {(d.org, d.repo, d.name) for d in engine.board.values()}
-    for org in (org for org in _directories(root) if org.name != warm.DIRECTORY):
+    known = {layout(core.home, core.settings, d).root for d in engine.board.values()}
+    roots = {Path(config.workspace_root(core.settings, core.home)), *(place.parents[2] for place in known)}
+    moved = []
+    for org in (org for root in roots for org in _directories(root) if org.name != warm.DIRECTORY):
         for repo in _directories(org):
             # A clone of the person's there, as the contract has them, is no workspaces' parent gone astray.
-            for name in () if (repo / ".git").exists() else _directories(repo):
-                if (org.name, repo.name, name.name) in known:
+            for place in () if (repo / ".git").exists() else _directories(repo):
+                if place in known or f"{org.name}/{repo.name}/{place.name}" in strangers:
                     continue
-                if name.name.startswith(".going-"):
-                    shutil.rmtree(name, ignore_errors=True)
+                if place.name.startswith(".going-"):
+                    shutil.rmtree(place, ignore_errors=True)
+                    continue
+                if not Layout(place).meta.is_dir():
                     continue
                 try:
-                    _set_aside(core.home, name, f"{org.name}-{repo.name}")
+                    moved.append(cleanup.set_orphan_aside(core.home, place, f"{org.name}-{repo.name}"))
                 except OSError:
-                    log.exception("nothing refers to %s, and it could not be moved; it stays", name)
+                    log.exception("nothing refers to %s, and it could not be moved; it stays", place)
+    if moved:
+        more = f" and {len(moved) - SHOWN} more" if len(moved) > SHOWN else ""
+        engine.troubles["orphans"] = (
+            f"the store knows nothing of {plural(len(moved), 'workspace')}; moved to {moved[0].parent}: "
+            f"{', '.join(path.name for path in moved[:SHOWN])}{more}"
+        )
 
 
 def _directories(path: Path) -> list[Path]:
@@ -156,15 +201,3 @@ def _directories(path: Path) -> list[Path]:
             return [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
     except OSError:
         return []  # not there, or nothing that we may look into
-
-
-def _set_aside(home: str, directory: Path, group: str) -> None:
-    attempts.sweep(directory.name)
-    target = Path(home, "archive", "orphans", f"{group}-{directory.name}")
-    n = 1
-    while target.exists():
-        n += 1
-        target = target.with_name(f"{group}-{directory.name}.{n}")
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    cleanup.move(directory, target)
-    log.warning("nothing refers to %s; it was moved to %s", directory, target)

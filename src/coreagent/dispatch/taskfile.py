@@ -101,8 +101,7 @@ def _task(path: str, node: Node, file: TaskFile, at: int, given: Mapping[str, st
     if not entry.task.strip():
         raise _wrong(path, node, ("tasks", at, "task"), "the task is empty", "say what is to be done")
     if entry.name and not names.valid(entry.name):
-        hint = f"at most {names.NAME_MAX} of a-z, 0-9, '.', '_' and '-', starting and ending with a letter or digit"
-        raise _wrong(path, node, ("tasks", at, "name"), f"{entry.name!r} is no name", hint)
+        raise _wrong(path, node, ("tasks", at, "name"), f"{entry.name!r} is no name", names.HOW)
     return Task(entry.name or names.slug(entry.task), entry, node.find(("tasks", at))[0], at)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,5 +65,13 @@ class Layout:
 
 
 def layout(home: str, settings: Settings, dispatch: Dispatch) -> Layout:
-    root = Path(config.workspace_root(settings, home))
+    """Where the workspace of a dispatch is; a change of the settings moves none that is known."""
+    root = Path(home, dispatch.root or config.workspace_root(settings, home))
     return Layout(root / dispatch.org / dispatch.repo / dispatch.name)
+
+
+def root_now(home: str, settings: Settings) -> str:
+    """What a new dispatch has for its `root`: below the home relative to it, so that a home may move."""
+    root = config.workspace_root(settings, home)
+    inside = os.path.commonpath([os.path.abspath(home), os.path.abspath(root)]) == os.path.abspath(home)
+    return os.path.relpath(root, home) if inside else root

@@ -197,6 +197,8 @@ class Dispatch(BaseModel):
     """Workspace name; branch is `agent/<name>`."""
     repo_path: str
     """The user's repository (absolute, real path of its top level)."""
+    root: str = ""
+    """Below which its workspace is, as the settings said when it was asked for; relative: below the home."""
     base_ref: str = ""
     """Branch or tag the workspace started from; what `accept` lands on when it is a branch."""
     base_sha: str = ""
