@@ -1,7 +1,8 @@
 """The files of an attempt directory that must hold when the disk is full and the machine goes down.
 
-Ground floor, standard library only. The shim comes in (it writes one Spool per stream and claims the attempt) and
-attempts.py (it claims an attempt that nobody will run). It must not know what the lines mean.
+Ground floor, standard library only. The shim comes in (it writes one Spool per stream and claims the attempt),
+attempts.py (it claims an attempt that nobody will run) and the runners' parsers (they tell our lines from the
+stream's). It must not know what the lines mean.
 """
 
 from __future__ import annotations
@@ -14,6 +15,26 @@ from coreagent.plainjson import dumps
 TYPE_CHECKING = False  # `typing` would cost the shim more than all of its other imports
 if TYPE_CHECKING:
     from typing import Any
+
+
+MARKS = (b'{"core_agent": "cut"', b'{"core_agent": "dropped"')
+"""How a Spool's own lines begin. No line of the stream does in the file: see `quoted`."""
+
+
+def quoted(block: bytes | bytearray) -> bytes | bytearray:
+    """Put one space before each line of the stream that would look like ours, or like one that was quoted so.
+
+    Then a reader knows both apart, and takes one space away to have the stream's own line back.
+    """
+    if MARKS[0] not in block and MARKS[1] not in block:
+        return block
+    lines = block.split(b"\n")
+    return b"\n".join([b" " + line if line.lstrip(b" ").startswith(MARKS) else line for line in lines])
+
+
+def unquoted(line: bytes) -> bytes:
+    """The stream's own line of a line in the file; not for one of ours."""
+    return line[1:] if line.startswith(b" ") and line.lstrip(b" ").startswith(MARKS) else line
 
 
 def sync_dir(path: str) -> None:
@@ -101,7 +122,7 @@ class Spool:
             data = data[end + 1 :]
         end = data.rfind(b"\n") + 1
         if end:
-            self.keep(data[:end])
+            self.keep(quoted(data[:end]))
         if end < len(data):
             self.hold(data[end:])
 
@@ -114,7 +135,7 @@ class Spool:
         line, cut = self.part, self.cut
         self.part, self.cut = bytearray(), 0
         line += b"\n"
-        self.keep(line)
+        self.keep(quoted(line))
         if cut:
             self.cut_total += cut
             self.keep(b'{"core_agent": "cut", "bytes": %d}\n' % cut)

@@ -208,10 +208,18 @@ def test_no_shape_raises(name: str, kind: str, fields: dict[str, object]) -> Non
 @pytest.mark.parametrize("name", MEMBERS)
 def test_what_the_shim_dropped_is_said_and_is_not_garbage(name: str) -> None:
     parser = runners.load(name).parser()
-    (event,) = parser.feed(b'{"core_agent":"dropped","bytes":12345}\n')
+    (event,) = parser.feed(b'{"core_agent": "dropped", "bytes": 12345}\n')
     assert "12,345" in event.text
     assert parser.outcome.unparsed == 0
     assert parser.outcome.last_text == ""
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_what_the_shim_cut_is_said_and_is_not_garbage(name: str) -> None:
+    parser = runners.load(name).parser()
+    (event,) = parser.feed(b'{"core_agent": "cut", "bytes": 8388608}\n')
+    assert event.text == "[8.0 MiB of this line were cut]"
+    assert (parser.outcome.unparsed, parser.outcome.last_text) == (0, "")
 
 
 @pytest.mark.parametrize("name", MEMBERS)

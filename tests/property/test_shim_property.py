@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coreagent import attempts, plainjson
-from coreagent.spool import Spool, claim
+from coreagent.spool import MARKS, Spool, claim, quoted, unquoted
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -80,9 +80,19 @@ def test_a_spool_keeps_a_head_and_a_tail_of_whole_lines(lines: list[bytes], cuts
         spool.close()
         kept = Path(folder, "out").read_bytes()
     assert kept == b"" or kept.endswith(b"\n")
+    stream = bytes(quoted(stream))
     if spool.dropped:
         before, marker, after = kept.partition(b'{"core_agent": "dropped", "bytes": %d}\n' % spool.dropped)
         assert marker and stream.startswith(before) and stream.endswith(after) and after
         assert len(before) <= head and len(before) + spool.dropped + len(after) == len(stream)
     else:
         assert kept == stream
+
+
+@QUICK
+@given(st.integers(0, 3), st.sampled_from([*MARKS, b'{"core_agent": "acp"', b"x"]), st.binary(max_size=20))
+def test_no_line_of_the_stream_looks_like_one_of_the_spools(spaces: int, mark: bytes, rest: bytes) -> None:
+    line = b" " * spaces + mark + rest.replace(b"\n", b" ")
+    before, kept, after = bytes(quoted(b"a\n" + line + b"\nb")).split(b"\n")
+    assert not kept.startswith(MARKS)
+    assert [unquoted(before), unquoted(kept), unquoted(after)] == [b"a", line, b"b"]

@@ -14,10 +14,11 @@ from tests.support.engine_room import Room, in_room
 from tests.unit.test_claim import NOW, queued
 
 from coreagent.capabilities.dispatch import CONTINUE, _next_turn
-from coreagent.dispatch import attached, cleanup, ending, environment
+from coreagent.dispatch import attached, cleanup, ending, environment, launch
 from coreagent.dispatch import attempt as attempts_of_work
+from coreagent.dispatch.verdict import Verdict
 from coreagent.errors import CoreAgentError
-from coreagent.models.agent import Cost, Reason, Usage
+from coreagent.models.agent import Cost, Outcome, Reason, Usage
 from coreagent.models.dispatch import Attempt, Dispatch, State
 
 WORK = "echo done >> made.txt; test ! -e ask || echo 'what now?' > BLOCKED.md"
@@ -243,6 +244,100 @@ def dispatched(**more: Any) -> Dispatch:
 )
 def test_the_next_turn_says_what_was_never_said(found: dict[str, Any], said: str, turn: tuple[str, str]) -> None:
     assert _next_turn(dispatched(**found), "", said, False) == turn
+
+
+TURNS = "turns:\n  - [{say: first}]\n  - [{say: second}]\n"
+
+
+def test_a_lost_session_starts_fresh_by_itself_and_hears_what_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bytes] = []
+    plan = launch.plan
+
+    def noted(*args: Any) -> Any:
+        said.append(plan(*args).stdin or b"")
+        return plan(*args)
+
+    monkeypatch.setattr(launch, "plan", noted)
+
+    async def body(room: Room) -> None:
+        made = await room.ask("dispatch", task="MARKERONE", name="one", agent="scripted", script=TURNS, ephemeral=True)
+        first = await room.until(room.engine.board[made.dispatch_id], State.COMPLETED, State.FAILED)
+        (known,) = room.home.rglob(f"scripted-{first.session_id}.json")
+        known.unlink()
+        await room.ask("resume", workspace="one", prompt="MARKERTWO")
+        again = await room.until(first, State.COMPLETED, State.FAILED)
+        assert (again.state, again.runs, again.alone) == (State.COMPLETED, 3, 1), again.detail
+        assert again.session_id != first.session_id
+        assert b"MARKERONE" not in said[1] and b"MARKERTWO" in said[1]
+        assert b"MARKERONE" in said[2] and b"MARKERTWO" in said[2] and b"earlier session" in said[2]
+        shown = await room.ask("workspace.show", workspace="one")
+        assert [one["reason"] for one in shown.attempts] == ["no_changes", "session_lost", "no_changes"]
+
+    in_room(tmp_path, body, running=True)
+
+
+LOST, AUTH, DIED = Reason.SESSION_LOST, Reason.AUTH, Reason.DIED
+
+
+@pytest.mark.parametrize(
+    ("found", "turn", "ended", "then"),
+    [
+        ({}, {}, LOST, (State.QUEUED, "fresh", "said")),
+        ({"alone": 1}, {}, LOST, (State.FAILED, "resume", "said")),  # once
+        ({}, {"kind": "fresh", "resume_session": ""}, LOST, (State.FAILED, "resume", "said")),
+        ({}, {"prompt": CONTINUE}, LOST, (State.QUEUED, "fresh", "")),
+        ({}, {}, Reason.CONTEXT_OVERFLOW, (State.FAILED, "resume", "said")),
+        ({}, {}, AUTH, (State.FAILED, "resume", "said")),
+        ({}, {"outcome": Outcome(session_id="s")}, AUTH, (State.FAILED, "resume", "")),
+        ({}, {"outcome": Outcome(usage=Usage(input=1))}, DIED, (State.FAILED, "resume", "")),
+        ({"runner": "command"}, {}, DIED, (State.FAILED, "resume", "")),
+        ({}, {}, None, (State.COMPLETED, "resume", "")),
+    ],
+)
+def test_what_no_session_was_told_is_kept_for_the_next_turn(
+    tmp_path: Path, found: dict[str, Any], turn: dict[str, Any], ended: Reason | None, then: tuple[Any, ...]
+) -> None:
+    async def body(room: Room) -> None:
+        before = dispatched(state=State.RUNNING, **found)
+        told: dict[str, Any] = {"kind": "resume", "prompt": "said", "resume_session": "s"} | turn
+        attempt = Attempt(id="A", dispatch_id=before.id, n=2, claimed_at=NOW, **told)
+        verdict = Verdict(State.FAILED if ended else State.COMPLETED, ended)
+        after = before.model_copy(update=ending.changes(room.engine, before, attempt, verdict, "", {}))
+        assert (after.state, after.next_kind, after.next_prompt) == then
+        if after.state is State.FAILED:
+            kind, text = _next_turn(after, "", "", False)
+            assert text == (then[2] or CONTINUE if kind == "resume" else then[2])
+
+    in_room(tmp_path, body)
+
+
+@pytest.mark.parametrize(("session", "kept"), [("s", CONTINUE), ("", "said")])
+def test_a_turn_that_was_sent_away_says_it_again_when_nothing_heard_it(tmp_path: Path, session: str, kept: str) -> None:
+    async def body(room: Room) -> None:
+        before = dispatched(state=State.RUNNING, runner="claude")
+        told: dict[str, Any] = {"kind": "resume", "prompt": "said", "resume_session": "s"}
+        outcome = Outcome(session_id=session)
+        attempt = Attempt(id="A", dispatch_id=before.id, n=2, claimed_at=NOW, outcome=outcome, **told)
+        park = {f"park:{before.pool}": {"until": NOW, "why": "rate_limit", "since": NOW}}
+        verdict = Verdict(State.QUEUED, Reason.RATE_LIMIT)
+        changes = ending.changes(room.engine, before, attempt, verdict, "", park)
+        assert (changes["next_kind"], changes["next_prompt"]) == ("resume", kept)
+
+    in_room(tmp_path, body)
+
+
+def test_the_next_agent_hears_what_was_said_to_the_one_before(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        options = made.options.model_copy(update={"agents": ["command:work", "command:other"]})
+        before = made.model_copy(update={"state": State.RUNNING, "runs": 2, "options": options})
+        attempt = Attempt(id="A", dispatch_id=made.id, n=2, claimed_at=NOW, kind="resume", prompt="said")
+        changes = ending.changes(room.engine, before, attempt, Verdict(State.FAILED, Reason.AUTH), "", {})
+        assert (changes["agent"], changes["next_kind"], changes["next_prompt"]) == ("command:other", "fresh", "said")
+
+    in_room(tmp_path, body)
 
 
 def test_a_session_has_totals_of_its_own() -> None:

@@ -33,7 +33,10 @@ async def restarted(room: Room) -> Engine:
     engine = room.core.engine = room.engine = Engine(room.core)
     await engine.load()
     room.core.store.ephemeral = False  # one in memory does not judge what is on disk
-    await recovery.reconcile(engine)
+    try:
+        await recovery.reconcile(engine)
+    finally:
+        room.core.store.ephemeral = True
     return engine
 
 

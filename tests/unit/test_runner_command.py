@@ -12,6 +12,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.models.agent import EventKind, Outcome, Reason
 from coreagent.runners.base import TEXT_LIMIT, Launch, NoSettings
 from coreagent.runners.command import Command
+from coreagent.spool import Spool
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,38 @@ def test_lines_become_text() -> None:
         "one",
         "bad \ufffd\ufffd utf",
         '{"json": 1}',
-        "{'core_agent': 'mine'}",
+        '{"core_agent":"mine"}',
     ]
     assert {event.kind for event in events} == {EventKind.TEXT}
     outcome = parser.end(0, None)
     assert (outcome.terminal, outcome.unparsed, outcome.events) == ("success", 0, 4)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        '{"core_agent":"cut","bytes":5}',
+        '{"core_agent": "cut", "bytes": 5}',
+        '{"core_agent": "dropped", "bytes": 5}',
+        ' {"core_agent": "cut", "bytes": 5}',
+        '{"core_agent": "cut"} and more',
+        '   {"core_agent": "dropped"',
+        ' {"core_agent": "acp"}',
+    ],
+)
+def test_a_line_of_the_programs_own_is_told_as_it_was_printed(tmp_path: Path, own: str) -> None:
+    printed = own.encode()
+    chunks = [printed + b"\n", b"x\n" + printed + b"\ny\n", printed[:20], printed[20:] + b"\n", b"z" * 99, b"z" * 99]
+    spool = Spool(str(tmp_path / "out"), 1 << 20, 1 << 20, 150)
+    for chunk in chunks:
+        spool.feed(chunk)
+    spool.close()
+    parser = Command().parser()
+    lines = (tmp_path / "out").read_bytes().splitlines(keepends=True)
+    said = [event for line in lines for event in parser.feed(line)]
+    assert [event.text for event in said] == [own, "x", own, "y", own, "z" * 150, "[48 bytes of this line were cut]"]
+    assert [event.data for event in said if event.data] == [{"cut": 48}]
+    assert parser.outcome.last_text == "z" * 150
 
 
 def test_a_long_line_is_bounded_at_a_whole_character() -> None:

@@ -44,6 +44,7 @@ from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import after as order
 from coreagent.dispatch import arrival, attached, bring, environment, intake, launch, prep, rows
+from coreagent.dispatch.fallback import CONTINUE
 from coreagent.dispatch.intake import Request
 from coreagent.dispatch.queue import ASKED
 from coreagent.dispatch.workspace import layout
@@ -53,8 +54,6 @@ from coreagent.models.agent import POISONED, Reason
 from coreagent.models.dispatch import Dispatch, Fate, Options, State
 from coreagent.models.report import DispatchReply
 from coreagent.plural import plural
-
-CONTINUE = "Continue where you left off."
 
 
 @capability("dispatch", tool="agentic_dispatch", cli="dispatch")

@@ -1,7 +1,8 @@
 """What the end of a turn changes in its dispatch: state, money, session, and what comes next by itself.
 
 A turn that a provider sent away waits for the reset and goes on in the same session; one that another agent may do
-better goes to the next agent of its list; everything else rests until a person, or the pipeline, looks at it.
+better goes to the next agent of its list; one whose session is lost starts a fresh one, once; everything else rests
+until a person, or the pipeline, looks at it. What a turn was to say and no session knows is said by the next.
 """
 
 from __future__ import annotations
@@ -54,10 +55,20 @@ def changes(
         "worked_s": dispatch.worked_s + attempt.worked_s(now),
         "rate_limited": 0,
     }
+    said = "" if attempt.prompt == fallback.CONTINUE else attempt.prompt
+    if verdict.reason in POISONED or _unheard(dispatch, attempt, verdict):
+        # Nothing that the next turn goes on with knows of it.
+        found["next_prompt"] = said
     most = engine.core.settings.dispatch.turns_alone
     goes_on = fallback.after_ending(engine, dispatch, verdict, controls, now)
-    if goes_on is None and verdict.state is State.QUEUED:
+    if goes_on is not None:
+        # The next agent has a session of its own, and so was told the task only.
+        goes_on["next_prompt"] = said
+    elif verdict.state is State.QUEUED:
         goes_on = _wait_for_reset(dispatch, controls, found["session_id"])
+        goes_on["next_prompt"] = found.get("next_prompt") or fallback.CONTINUE
+    elif _starts_fresh(dispatch, attempt, verdict):
+        goes_on = {"state": State.QUEUED, "next_kind": "fresh", "ended_at": None}
     if goes_on is None:
         return found
     if most and dispatch.alone + 1 >= most:
@@ -75,6 +86,22 @@ def _session_after(attempt: Attempt, verdict: Verdict) -> str:
     return attempt.outcome.session_id or attempt.resume_session
 
 
+def _unheard(dispatch: Dispatch, attempt: Attempt, verdict: Verdict) -> bool:
+    """Whether a turn ended before its CLI told of a session: what it was to say is in no session then.
+
+    A CLI without sessions never tells of one, and hears its prompt all the same.
+    """
+    if verdict.state is State.COMPLETED or not runners.load(dispatch.runner).resumable:
+        return False
+    return not attempt.outcome.session_id and not attempt.outcome.usage.total
+
+
+def _starts_fresh(dispatch: Dispatch, attempt: Attempt, verdict: Verdict) -> bool:
+    """Whether a fresh session takes the place of a lost one by itself: once, and then a person is asked."""
+    lost = verdict.state is State.FAILED and verdict.reason is Reason.SESSION_LOST
+    return lost and bool(attempt.resume_session) and not dispatch.alone
+
+
 def _wait_for_reset(dispatch: Dispatch, controls: Mapping[str, Any], session: str) -> dict[str, Any]:
     """The fields of a dispatch that a provider sent away: it goes on with its pool, and as the same session."""
     park = Park.model_validate(controls[f"park:{dispatch.pool}"])
@@ -84,7 +111,6 @@ def _wait_for_reset(dispatch: Dispatch, controls: Mapping[str, Any], session: st
         "waiting_for": "rate_limit",
         "rate_limited": dispatch.rate_limited + 1,
         "next_kind": "resume" if resumable else "fresh",
-        "next_prompt": "Continue where you left off.",
         "ended_at": None,
     }
 

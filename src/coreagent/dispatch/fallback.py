@@ -41,6 +41,8 @@ CURABLE: frozenset[Reason] = frozenset(
 UNUSABLE = frozenset({"runner_missing", "runner_too_old", "not_logged_in", "consent_needed"})
 """Errors of a launch that say that this agent cannot be used here at all."""
 PARKED = "parked"
+CONTINUE = "Continue where you left off."
+"""What a turn says that has nothing else to say: it is nothing that a person said."""
 
 
 def after_ending(
@@ -110,7 +112,7 @@ def _next(
             "session_usage": Usage(),
             "session_cost": Cost(),
             "next_kind": "fresh" if dispatch.runs else dispatch.next_kind,
-            "next_prompt": "" if dispatch.runs else dispatch.next_prompt,
+            "next_prompt": "" if dispatch.next_prompt == CONTINUE else dispatch.next_prompt,
             "waiting_until": None,
             "waiting_for": "",
             "ended_at": None,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Protocol
 
+from coreagent import spool
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
 from coreagent.plural import plural
@@ -223,16 +224,12 @@ class Parser:
 
     def feed(self, line: bytes) -> list[AgentEvent]:
         """Return the events of one line of standard output (with or without its newline)."""
+        lost = lost_of(line)
+        if lost is not None:
+            self._note([lost])
+            return [lost]
         record = self._decode(line)
-        if record is None:
-            return []
-        if record.get("core_agent") == "dropped":
-            dropped = whole(record.get("bytes"))
-            told = plural(dropped, "byte of output was", "bytes of output were")
-            events = [AgentEvent(kind=EventKind.TEXT, text=f"[{told} not kept]", data={"dropped": dropped})]
-            self._note(events)
-            return events
-        return self._events_of(record, self.read)
+        return [] if record is None else self._events_of(record, self.read)
 
     def _events_of(
         self, record: dict[str, Any], read: Callable[[dict[str, Any]], list[AgentEvent]]
@@ -312,6 +309,27 @@ class Parser:
             out.terminal, out.reason = "error", Reason.ERROR
             out.message = join_lines(f"exit code {exit_code}", last_lines(stderr_tail))
         return out
+
+
+def lost_of(line: bytes) -> AgentEvent | None:
+    """The event of a line in which the spool says what it did not keep; None for every other line.
+
+    Told by its first bytes, not by its JSON: the spool writes no line of the agent's that begins so (spool.quoted).
+    """
+    if not line.startswith(spool.MARKS):
+        return None
+    match = re.fullmatch(rb'\{"core_agent": "(cut|dropped)", "bytes": (\d{1,18})\}\s*', line)
+    if match is None:
+        return None
+    what, size = match[1].decode(), int(match[2])
+    if what == "cut":
+        text = plural(size, "byte of this line was cut", "bytes of this line were cut")
+        if size >= 2**20:
+            text = f"{size / 2**20:,.1f} MiB of this line were cut"
+    else:
+        text = plural(size, "byte of output was not kept", "bytes of output were not kept")
+    text = f"[{text}]"
+    return AgentEvent(kind=EventKind.TEXT, text=text, data={what: size})
 
 
 def allow(

@@ -21,7 +21,9 @@ from coreagent.runners.base import (
     Runner,
     RunnerSettings,
     bounded,
+    lost_of,
 )
+from coreagent.spool import unquoted
 
 
 class Command(Runner):
@@ -65,8 +67,11 @@ class CommandParser(Parser):
     """Lines in, text out."""
 
     def feed(self, line: bytes) -> list[AgentEvent]:
-        if line.startswith(b'{"core_agent":'):
-            return super().feed(line)
+        lost = lost_of(line)
+        if lost is not None:
+            self._note([lost])
+            return [lost]
+        line = unquoted(line)
         # Cut before decoding: a line may have 100 MB.
         text = bounded(line[: TEXT_LIMIT + 4].decode("utf-8", "replace").rstrip("\r\n"))
         if not text.strip():
@@ -74,10 +79,6 @@ class CommandParser(Parser):
         events = [AgentEvent(kind=EventKind.TEXT, text=text)]
         self._note(events)
         return events
-
-    def read(self, record: dict[str, object]) -> list[AgentEvent]:
-        # Not our marker after all, but a program that prints JSON of its own.
-        return [AgentEvent(kind=EventKind.TEXT, text=bounded(record))]
 
     def end(self, exit_code: int | None, signal: int | None, stderr_tail: bytes = b"") -> Outcome:
         return self.by_exit_status(exit_code, signal, stderr_tail)
