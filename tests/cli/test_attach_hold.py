@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.support.home import COMMAND, Home
 from tests.support.screen import Screen
+
+from coreagent import process
 
 SESSION = """#!/bin/sh
 case "$*" in *--version*) echo "2.1.328 (Claude Code)"; exit;; *--print*|*-p*) exit 3;; esac
@@ -74,19 +77,26 @@ def test_nobody_decides_while_somebody_is_attached_and_a_restart_of_the_daemon_f
 
 
 def test_a_client_that_was_killed_holds_nothing_and_leaves_no_session_behind(desk: Home) -> None:
-    with attach(desk) as screen:
+    # Below a shell that stays: it is not by the end of the terminal that the session ends.
+    with Screen(["/bin/sh", "-c", f"{COMMAND} attach one; echo BACK; read word"], desk.env, desk.user) as screen:
         screen.until("SESSION OPEN")
-        assert row(desk)["attached_pid"]
-        screen.process.send_signal(signal.SIGKILL)
-        screen.process.wait()
+        client = row(desk)["attached_pid"]
+        assert isinstance(client, int) and client != screen.process.pid
+        sessions = {
+            pid for pid in desk.processes() if process.ancestors(pid)[:1] == [(client, process.start_time(client))]
+        }
+        assert sessions
+        os.kill(client, signal.SIGKILL)
+        screen.until("BACK")
         assert row(desk)["attached_pid"] == 0
+        ends = time.monotonic() + 10
+        while sessions & set(desk.processes()) and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert not sessions & set(desk.processes())
         desk.run("attach", "one", "--print")
         assert desk.json("reject", "one")["fate"] == "rejected"
-        # The terminal is still open: it is not by its end that the session ends.
-        ends = time.monotonic() + 10
-        while desk.strangers() and time.monotonic() < ends:
-            time.sleep(0.05)
-        assert not desk.strangers()
+        screen.type("\n")
+        screen.end()
 
 
 def test_a_session_that_cannot_be_opened_holds_nothing(desk: Home) -> None:
