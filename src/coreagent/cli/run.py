@@ -34,6 +34,8 @@ EXIT_PIPE = 141
 """What a shell sees of a program that SIGPIPE ended."""
 EXIT_CANNOT_WRITE = 1
 HELP_WIDTH = 100
+TELLS_ITSELF = ("status", "dispatch", "daemon")
+"""Commands that say by themselves what is wrong with the store."""
 
 _LOADING = threading.Lock()
 _COMMANDS: dict[int, Any] = {}
@@ -107,10 +109,6 @@ def _cannot_write(error: CannotWrite, on: Terminal) -> int:
     on.err.write(f"error: {error}\n")
     on.err.flush()
     return EXIT_CANNOT_WRITE
-
-
-TELLS_ITSELF = ("status", "dispatch", "daemon")
-"""Commands that say by themselves what is wrong with the store."""
 
 
 def run(argv: list[str], on: Terminal, session: Session, app: typer.Typer | None = None) -> int:

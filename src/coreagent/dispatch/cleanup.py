@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreagent import attempts, paths
+from coreagent import paths
 from coreagent.dispatch import attached, bring, environment, hook, leftover
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
@@ -143,8 +143,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def set_orphan_aside(home: str, directory: Path, group: str) -> Path:
-    """Move what no row knows into the archive, with nothing of it running any more. Returns where it is. Blocking."""
-    attempts.sweep(directory.name)
+    """Move what no row knows into the archive. Returns where it is. Blocking."""
     target = Path(home, "archive", "orphans", f"{group}-{directory.name}")
     n = 1
     while target.exists():

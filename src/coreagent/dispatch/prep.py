@@ -102,8 +102,8 @@ def _make(
 
     One function, because each change of thread costs as much as many of these steps. Blocking.
     """
-    owner = _prepared_for(place)
-    if (owner == dispatch.id and dispatch.runs) or (place.repo.exists() and (owner == dispatch.id or dispatch.runs)):
+    # Two of three, since an agent can delete either of the two that are files.
+    if sum((_prepared_for(place) == dispatch.id, dispatch.runs > 0, place.repo.exists())) >= 2:
         check_checkout(core.home, place, dispatch)
         return None
     base = base or rebuild_base(dispatch)

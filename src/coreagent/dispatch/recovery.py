@@ -14,11 +14,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreagent import attempts, config, paths, process, runners
+from coreagent import attempts, paths, process, runners
 from coreagent.dispatch import attached, cleanup, ending, environment, launch, trial, warm
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.live import LiveAttempt
-from coreagent.dispatch.workspace import Layout, layout
+from coreagent.dispatch.workspace import Layout, layout, root_of
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
 from coreagent.plural import plural
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHOWN = 5
+"""So many names are told of what was moved."""
 
 
 async def reconcile(engine: Engine) -> None:
@@ -121,7 +122,9 @@ def _strangers(engine: Engine) -> dict[str, str]:
     root = Path(engine.core.home, "attempts")
     found = {}
     for directory in root.iterdir() if root.is_dir() else ():
-        if directory.name not in known and attempts.adopt(directory) is not None:
+        shim = attempts.adopt(directory) if directory.name not in known else None
+        if shim is not None:
+            shim.close()
             said = (process.environ_of(proc.pid).get("CORE_AGENT_WORKSPACE") for proc in marked(directory.name))
             found[directory.name] = next((name for name in said if name), "")
     if found:
@@ -133,7 +136,7 @@ def _strangers(engine: Engine) -> dict[str, str]:
     return found
 
 
-def _finish_putting_away(engine: Engine, strangers: Collection[str] = ()) -> None:
+def _finish_putting_away(engine: Engine, strangers: Collection[str]) -> None:
     """Spools whose attempt was settled by a daemon that died right after."""
     core = engine.core
     by_attempt = {a.id: a for a in engine.attempts.values()}
@@ -144,6 +147,7 @@ def _finish_putting_away(engine: Engine, strangers: Collection[str] = ()) -> Non
             if directory.name in strangers:
                 continue
             if attempt is None:
+                attempts.sweep(directory.name)
                 cleanup.set_orphan_aside(core.home, directory, "attempts")
             elif attempt.ended_at is not None:
                 dispatch = engine.board[attempt.dispatch_id]
@@ -163,20 +167,21 @@ async def _finish_letting_go(engine: Engine) -> None:
                 log.exception("%s could not be let go; it stays", dispatch.workspace)
 
 
-def _set_orphans_aside(engine: Engine, strangers: Collection[str] = ()) -> None:
+def _set_orphans_aside(engine: Engine, strangers: Collection[str]) -> None:
     """Workspaces that no row knows (a store restored from an older copy): kept in the archive, out of the way.
 
     Only what has the marks of a workspace: `workspace_root` may be a directory that a person has other things in.
     """
     core = engine.core
-    known = {layout(core.home, core.settings, d).root for d in engine.board.values()}
-    roots = {Path(config.workspace_root(core.settings, core.home)), *(place.parents[2] for place in known)}
+    roots = {of: root_of(core.home, core.settings, of) for of in {"", *(d.root for d in engine.board.values())}}
+    known = {(roots[d.root], d.org, d.repo, d.name) for d in engine.board.values()}
     moved = []
-    for org in (org for root in roots for org in _directories(root) if org.name != warm.DIRECTORY):
-        for repo in _directories(org):
+    for root, org in ((place, org) for place in set(roots.values()) for org in _directories(place)):
+        for repo in _directories(org) if org.name != warm.DIRECTORY else ():
             # A clone of the person's there, as the contract has them, is no workspaces' parent gone astray.
             for place in () if (repo / ".git").exists() else _directories(repo):
-                if place in known or f"{org.name}/{repo.name}/{place.name}" in strangers:
+                names = (org.name, repo.name, place.name)
+                if (root, *names) in known or "/".join(names) in strangers:
                     continue
                 if place.name.startswith(".going-"):
                     shutil.rmtree(place, ignore_errors=True)

@@ -66,8 +66,12 @@ class Layout:
 
 def layout(home: str, settings: Settings, dispatch: Dispatch) -> Layout:
     """Where the workspace of a dispatch is; a change of the settings moves none that is known."""
-    root = Path(home, dispatch.root or config.workspace_root(settings, home))
-    return Layout(root / dispatch.org / dispatch.repo / dispatch.name)
+    return Layout(root_of(home, settings, dispatch.root) / dispatch.org / dispatch.repo / dispatch.name)
+
+
+def root_of(home: str, settings: Settings, root: str) -> Path:
+    """The directory that a dispatch's `root` means; one that an older release made has none and is where all are."""
+    return Path(home, root or config.workspace_root(settings, home))
 
 
 def root_now(home: str, settings: Settings) -> str:
