@@ -95,7 +95,22 @@ def test_the_daemons_own_verbs(home: Home) -> None:
     assert "serves" in home.run("daemon", "logs").out
     assert "serves" in json.loads(home.run("daemon", "logs", "--json", "-n", "1").out)["line"]
     assert home.json("daemon", "stop")["mode"] == "leave"
-    assert home.json("daemon", "stop")["note"] == "it was not running"
+    for how in ("leave", "drain", "now"):
+        told = home.json("daemon", "stop", *([f"--{how}"] if how != "leave" else []))
+        assert told == {"mode": how, "running": 0, "note": "it was not running"}
+
+
+def test_a_stop_without_a_daemon_tells_of_the_agents_that_go_on(home: Home) -> None:
+    home.run("dispatch", "-a", "scripted", "-n", "on", "--script", "-", "goes on", stdin=SLOW, cwd=home.repo())
+    while home.json("status")["counts"]["running"] == 0:
+        home.run("watch", "on", "--once", "--timeout", "20s")
+    home.run("daemon", "stop")
+    told = home.json("daemon", "stop", "--now")
+    assert (told["mode"], told["running"]) == ("now", 1)
+    assert "1 agent goes on without it" in told["note"]
+    home.run("daemon", "start")
+    home.run("daemon", "stop", "--now")
+    assert home.json("daemon", "stop", "--now")["running"] == 0
 
 
 def test_init_writes_once(home: Home) -> None:

@@ -302,7 +302,8 @@ def test_what_is_not_carried_is_told(tmp_path: Path) -> None:
         write(room.repo, "mine.txt", "mine\n")
         made = await room.ask("prep", name="one", with_changes=True, ephemeral=True)
         told = "\n".join((await room.ask("why", workspace="one")).facts)
-        for said in (told, "\n".join(made.notes)):
+        row = (await room.ask("status", workspace="one")).workspaces[0]
+        for said in (told, "\n".join(made.notes), row.not_carried):
             assert "nested/: a repository of its own" in said
             assert "pipe: a pipe, a socket or a device" in said
             assert "mine.txt" not in said

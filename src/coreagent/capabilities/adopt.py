@@ -178,9 +178,7 @@ async def _session(core: Core, held: Dispatch, source: Source, found: sessions.S
 
 
 def _reply(core: Core, now: Dispatch, source: Source, notes: list[str], again: bool) -> AdoptReply:
-    if now.setup_note:
-        notes = [*notes, now.setup_note]
-    notes = [*notes, *prep.not_carried(now)]
+    notes = [*notes, *(note for note in (now.setup_note, prep.not_carried(now)) if note)]
     return AdoptReply(
         workspace=now.workspace,
         dispatch_id=now.id,

@@ -335,8 +335,7 @@ def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
         notes.append(plural(made.left_out, one, more))
     if rows.bypasses(made):
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")
-    notes += [note for note in (made.base_note, made.settings_note) if note]
-    notes += prep.not_carried(made)
+    notes += [note for note in (made.base_note, made.settings_note, prep.not_carried(made)) if note]
     notes += rows.warnings(core.engine, notices=False)
     return DispatchReply(
         dispatch_id=made.id,

@@ -229,7 +229,8 @@ async def _facts(core: Core, d: Dispatch) -> list[str]:
         said.append(d.settings_note)
     if d.setup_note:
         said.append(d.setup_note)
-    said += prep.not_carried(d)
+    if left := prep.not_carried(d):
+        said.append(left)
     happened = fallback.story(d)
     for a in await core.store.attempts_of(d.id):
         while happened and happened[0][0] < a.claimed_at:

@@ -365,6 +365,6 @@ def _remove_spool(directory: Path) -> None:
 
 
 def _one_line(error: CoreAgentError) -> str:
-    # What only a person can give, a person must be told how to give.
-    hint = f"; {error.hint}" if error.slug == "consent_needed" else ""
+    # What only a person can give, or make smaller, a person must be told how to.
+    hint = f"; {error.hint}" if error.slug in ("consent_needed", "too_large") else ""
     return error.message + (f" ({error.cause})" if error.cause else "") + hint

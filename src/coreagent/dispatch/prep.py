@@ -41,13 +41,13 @@ SKIPPED_SHOWN = 10
 """How many of the files that were not carried are told by name."""
 
 
-def not_carried(dispatch: Dispatch) -> list[str]:
-    """What of the user's files was to come along and did not, for people; nothing when all did."""
+def not_carried(dispatch: Dispatch) -> str:
+    """What of the user's files was to come along and did not, for people; empty when all did."""
     if not dispatch.skipped_count:
-        return []
+        return ""
     more = dispatch.skipped_count - len(dispatch.skipped)
     names = "; ".join(dispatch.skipped) + (f"; and {more} more" if more else "")
-    return [f"not carried into the workspace: {names}"]
+    return f"not carried into the workspace: {names}"
 
 
 async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -> Dispatch:

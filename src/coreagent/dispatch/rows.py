@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from coreagent.dispatch import after, attached, claim, limits
+from coreagent.dispatch import after, attached, claim, limits, prep
 from coreagent.dispatch.limits import Obstacle, Starts
 from coreagent.dispatch.workspace import layout
 from coreagent.models.agent import Reason
@@ -97,6 +97,7 @@ def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) ->
         deletions=dispatch.harvest.deletions,
         denied_tools=dispatch.denied_tools,
         harvest_reason=dispatch.harvest.reason,
+        not_carried=prep.not_carried(dispatch),
         created_at=dispatch.created_at,
         changed_at=dispatch.changed_at,
     )

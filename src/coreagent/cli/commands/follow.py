@@ -221,7 +221,7 @@ class _Follower:
         say(
             [f"{mark(row, brush)} {brush.bold(one_line(row.workspace))} {state_words(row)}  {brush.dim(told)}".rstrip()]
         )
-        say(["  " + fit(what_now(row, now()), line_width() - 2)])
+        say("  " + fit(line, line_width() - 2) for line in (what_now(row, now()), row.not_carried) if line)
         name = one_line(row.workspace)
         match row.state:
             case State.COMPLETED if row.harvest_reason:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -80,10 +81,10 @@ def stop(
     answer(reply, as_json, lambda t: views.stop_lines(reply, paint()) if reply else ["it was not running"])
 
 
-def _stop(mode: str) -> StopReply:
+def _stop(mode: Literal["leave", "drain", "now"]) -> StopReply:
     before = _status(start=False)
     if before is None:
-        return StopReply(mode="leave", running=0, note="it was not running")
+        return _was_not_running(mode)
     reply = StopReply.model_validate(_call("daemon.stop", start=False, mode=mode))
     if mode != "drain" and not _gone(before.pid, STOP_S):
         raise CoreAgentError(
@@ -92,6 +93,29 @@ def _stop(mode: str) -> StopReply:
             hint="core-agent daemon logs tells what it is doing",
         )
     return reply
+
+
+def _was_not_running(mode: Literal["leave", "drain", "now"]) -> StopReply:
+    """No daemon, which is not to say that no agent runs: those of an earlier one go on without it."""
+    count = _agents()
+    note = "it was not running"
+    if count:
+        note += f"; {plural(count, 'agent goes', 'agents go')} on without it"
+        if mode == "now":
+            note += " (core-agent daemon start takes them up again; then daemon stop --now ends their turns)"
+    return StopReply(mode=mode, running=count, note=note)
+
+
+def _agents() -> int:
+    from coreagent import attempts
+
+    count = 0
+    with suppress(OSError):
+        for directory in Path(session().home, "attempts").iterdir():
+            if (shim := attempts.adopt(directory)) is not None:
+                shim.close()
+                count += 1
+    return count
 
 
 def _gone(pid: int, limit_s: float) -> bool:
