@@ -106,7 +106,7 @@ def become_agent(
         os.chdir(spec["cwd"])
         os.umask(umask)
         os.nice(int(spec.get("nice") or 0))
-        step = "execute"
+        step = f"execute {spec['argv'][0]}"[:500]
         execute(spec)
     except BaseException as error:  # whatever it was, the child must not go on as a second shim
         cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)

@@ -129,8 +129,8 @@ def test_the_agent_gets_a_clean_process(base: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"argv": ["/nonexistent/agent"]}, "No such file"),
-        ({"argv": ["no-such-command-anywhere"]}, "No such file"),
+        ({"argv": ["/nonexistent/agent"]}, "execute /nonexistent/agent: No such file"),
+        ({"argv": ["no-such-command-anywhere"]}, "execute no-such-command-anywhere: No such file"),
         ({"argv": ["/etc/passwd"]}, "Permission denied"),
         ({"cwd": "/nonexistent"}, "working directory"),
         ({"stdin": "/nonexistent"}, "stdin"),

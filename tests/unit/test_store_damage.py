@@ -244,7 +244,8 @@ def test_repair_leaves_a_living_store_alone(path: str) -> None:
 def test_places_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "db.duckdb").mkdir()
     (tmp_path / "file").write_text("")
-    for bad in (tmp_path / "db.duckdb", tmp_path / "file" / "db.duckdb"):
+    (tmp_path / "linked.duckdb").symlink_to(tmp_path / "away" / "db.duckdb")
+    for bad in (tmp_path / "db.duckdb", tmp_path / "file" / "db.duckdb", tmp_path / "linked.duckdb"):
         with pytest.raises(CoreAgentError) as caught:
             Store.open(str(bad))
         assert caught.value.slug == "store_unopenable", bad

@@ -249,6 +249,9 @@ def check_place(path: str) -> None:
             raise _unopenable(path, "Permission denied")
         if Path(path).stat().st_size == 0:
             raise _damaged(path, "it is empty (0 bytes)")
+    elif Path(path).is_symlink():
+        # Its target may lie on a disk that is not mounted: nothing is made in its place, and nothing is restored.
+        raise _unopenable(path, f"it is a link to {os.readlink(path)}, which is not there")
     else:
         for trace in (mark_path(path), path + ".wal", copy_path(path)):
             # Looked at again: another daemon may have made the file and its mark in between.
