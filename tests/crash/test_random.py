@@ -6,12 +6,15 @@ than its `runs` say, its work is on its branch or rescued, and nothing is left o
 
 from __future__ import annotations
 
+import json
 import random
 import time
 
 import pytest
 from tests.support.home import Home
 from tests.support.world import World, kill, shims_of
+
+from coreagent import process
 
 PER_ROUND = 2
 
@@ -128,6 +131,20 @@ def test_an_agent_that_deletes_its_own_record_is_not_run_again(home: Home, what:
     assert row["state"] in ("failed", "completed")
     assert world.file_at(row["branch"], "work.txt") == "work\n"
     assert "was not executed" not in home.run("why", reply["workspace"]).out
+
+
+def test_an_agent_that_deletes_its_record_and_kills_its_shim_leaves_nothing_running(home: Home) -> None:
+    """Not even a child that emptied its environment: the session of the shim tells whose it is."""
+    bare = f"env -i /bin/sh -c 'echo $$ > {home.dir}/child; exec /bin/sleep 900' &"
+    script = f"{bare} while [ ! -s {home.dir}/child ]; do sleep 0.02; done; rm -rf {home.core}/attempts/*/started; "
+    settings = f"  sly: {{argv: [/bin/sh, -c, {json.dumps(script + 'kill -9 $PPID')}]}}\n"
+    world = World(home, settings=settings)
+    reply = world.dispatch("task", "--agent", "command:sly")
+    assert reply is not None
+    row = world.settle()[reply["dispatch_id"]]
+    assert (row["state"], row["reason"], row["runs"]) == ("failed", "died", 1)
+    child = process.look(int((home.dir / "child").read_text()))
+    assert child is None or child.dead
 
 
 def test_agents_go_on_while_there_is_no_daemon(home: Home) -> None:

@@ -194,7 +194,7 @@ async def follow(engine: Engine, dispatch: Dispatch, attempt: Attempt, live: Liv
     if ended.died and not ended.executed:
         # `started` was seen, so it ran; its files are gone since (an agent of the same user can delete them).
         ended = dataclasses.replace(ended, executed=True, spawn_error="")
-        await asyncio.to_thread(attempts.sweep, attempt.id)
+        await asyncio.to_thread(attempts.sweep, attempt.id, shim.pid, shim.start, ended.at)
     outcome = live.parser.end(ended.code, ended.signal, live.stderr_tail())
     await surely(engine, dispatch, lambda: settle(engine, dispatch, attempt, live, ended, outcome))
 
