@@ -349,7 +349,7 @@ def watch(
 def logs(
     workspace: Workspace,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the agent stops.")] = False,
-    attempt: Annotated[int | None, typer.Option(help="What this attempt said (1 is the first). [default: the last]")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Of this attempt (1 is the first). [default: the last]")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The whole text of every event, not one line of it.")] = False,
     tail: Annotated[int, typer.Option(min=0, help="Start with the last N lines; 0 is all of them.")] = 1000,
     at: Annotated[str, typer.Option("--position", hidden=True)] = "",

@@ -25,6 +25,8 @@ from coreagent.plural import plural
 
 daemon = group("The process that runs the queue. Other commands start it when it is not running.")
 
+Mode = Literal["leave", "restart", "drain", "now"]
+
 STOP_S = 30.0
 _FOLLOW_S = 0.25
 
@@ -81,7 +83,7 @@ def stop(
     answer(reply, as_json, lambda t: views.stop_lines(reply, paint()) if reply else ["it was not running"])
 
 
-def _stop(mode: Literal["leave", "drain", "now"]) -> StopReply:
+def _stop(mode: Mode) -> StopReply:
     before = _status(start=False)
     if before is None:
         return _was_not_running(mode)
@@ -95,7 +97,7 @@ def _stop(mode: Literal["leave", "drain", "now"]) -> StopReply:
     return reply
 
 
-def _was_not_running(mode: Literal["leave", "drain", "now"]) -> StopReply:
+def _was_not_running(mode: Mode) -> StopReply:
     """No daemon, which is not to say that no agent runs: those of an earlier one go on without it."""
     count = _agents()
     note = "it was not running"
