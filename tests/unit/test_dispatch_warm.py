@@ -97,6 +97,41 @@ def test_what_somebody_touched_is_never_given_away(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+@pytest.mark.parametrize("known", ["watched", "found by a later daemon"])
+def test_one_that_lay_still_is_not_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+    async def body(room: Room) -> None:
+        await room.prepare("one")
+        (first,) = await ready(room)
+        inode = (Path(first["tree"]) / "a.txt").stat().st_ino
+        pool = room.engine.upkeep.warm
+        if known != "watched":
+            with pool._lock:
+                pool._unwatch(first["id"])
+            pool._wake.set()
+            await until(lambda: pool._watched.keys() == {first["id"]})
+        looks = []
+        monkeypatch.setattr(git_warm, "intact", lambda *given: looks.append(given))
+        two = await room.prepare("two")
+        assert (room.checkout(two) / "a.txt").stat().st_ino == inode
+        assert looks == []
+
+    run(tmp_path, body)
+
+
+def test_what_was_touched_while_no_daemon_watched_is_thrown_away(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        await room.prepare("one")
+        (first,) = await ready(room)
+        pool = room.engine.upkeep.warm
+        with pool._lock:
+            pool._unwatch(first["id"])
+        write(Path(first["tree"]), "a.txt", "not what was committed\n")
+        pool._wake.set()
+        await until(lambda: not Path(first["tree"]).exists())
+
+    run(tmp_path, body)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -30,6 +30,7 @@ from coreagent.git import ref as refs
 from coreagent.git import warm as git_warm
 from coreagent.git.checkout import Ready
 from coreagent.git.inspect import Base
+from coreagent.git.stillness import Stillness
 from coreagent.models.dispatch import Dispatch, State
 from coreagent.plainfile import read_plain, write_plain
 
@@ -71,13 +72,25 @@ class Entry:
         return self.org, self.repo
 
 
+@dataclass(frozen=True)
+class Watched:
+    """An entry that was looked at, and what tells without another look that it is still so."""
+
+    still: Stillness | None
+    """None where nothing can be watched."""
+    identity: tuple[int, ...]
+
+
 class Warm:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._dir = Path(paths.warm_dir(engine.core.home))
         self._lock = threading.Lock()
-        """Over `_entries` and `_looks`: preparation takes one in a thread of its own."""
+        """Over `_entries`, `_watched` and `_looks`: preparation takes one in a thread of its own."""
         self._entries: dict[str, Entry] = {}
+        self._watched: dict[str, Watched] = {}
+        self._spent: list[Stillness] = []
+        """To be closed when there is time: the kernel waits meanwhile."""
         self._looks: dict[str, tuple[float, Future[bool]]] = {}
         self._used: dict[Key, Base] = {}
         self._sizes: dict[str, git_warm.Size] = {}
@@ -98,6 +111,10 @@ class Warm:
         self._stopped.set()
         if self._task is not None:
             self._task.cancel()
+        with self._lock:
+            for identity in list(self._watched):
+                self._unwatch(identity)
+        self._close_spent()
         for pool in (self._looking, self._counting):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -116,7 +133,8 @@ class Warm:
             found = next((e for e in self._entries.values() if e.key in keys), None)
             if found is None or self._stopped.is_set():
                 return False
-            self._looks[found.id] = time.monotonic(), self._looking.submit(self._intact, found)
+            if not self._undisturbed(found):
+                self._looks[found.id] = time.monotonic(), self._looking.submit(self._intact, found)
             return True
 
     def count(self, work: Callable[[], int]) -> Future[int]:
@@ -136,12 +154,14 @@ class Warm:
                     return None
                 del self._entries[found.id]
                 at, look = self._looks.pop(found.id, (0.0, None))
+                good = self._undisturbed(found)
+                self._unwatch(found.id)
             # From here on it is nobody's: a daemon that starts now throws away what is left of it.
             self._record(found.id).unlink(missing_ok=True)
             self._engine.core.crash_point("warm-taken")
             recent = look is not None and time.monotonic() - at < CHECKED_S
             with contextlib.suppress(CancelledError):
-                good = look.result() if look is not None and recent else self._intact(found)
+                good = good or (look.result() if look is not None and recent else self._intact(found))
                 if good and _same_device(Path(found.tree), root):
                     return self._ready(found)
             log.warning("a checkout of %s/%s that lay ready was not as it was made; it is thrown away", org, repo)
@@ -160,10 +180,59 @@ class Warm:
     def _intact(self, entry: Entry) -> bool:
         return git_warm.intact(Path(entry.cache), self._ready(entry))
 
+    # -- watching --------------------------------------------------------------------------------------------------
+
+    def _watch(self, entry: Entry) -> None:
+        """Look at the whole of an entry in idle time and watch it from then on; throw it away when it is touched."""
+        tree = Path(entry.tree)
+        still = Stillness.over([tree / name for name in entry.directories])
+        try:
+            watched = Watched(still, self._identity(entry))
+            good = self._intact(entry) and (still is None or still.holds(read=True))
+        except OSError:
+            good = False
+        with self._lock:
+            if good and entry.id in self._entries:
+                self._watched[entry.id] = watched
+                return
+            self._spent += [still] if still is not None else []
+            mine = self._entries.pop(entry.id, None)
+        if mine is not None:
+            self._throw_away(entry.id, tree)
+
+    def _undisturbed(self, entry: Entry) -> bool:
+        """Whether nobody touched it since it was looked at, told without a look at its files; under the lock."""
+        watched = self._watched.get(entry.id)
+        if watched is None or watched.still is None:
+            return False
+        with contextlib.suppress(OSError):
+            if watched.identity == self._identity(entry) and watched.still.holds():
+                return True
+        self._unwatch(entry.id)
+        return False
+
+    def _unwatch(self, identity: str) -> None:
+        watched = self._watched.pop(identity, None)
+        if watched is not None and watched.still is not None:
+            self._spent.append(watched.still)
+
+    def _identity(self, entry: Entry) -> tuple[int, ...]:
+        """What changes when a directory above was put in its place, or another index. Raises: OSError."""
+        tree, index = os.lstat(entry.tree), os.lstat(self._index(entry.id))
+        return tree.st_dev, tree.st_ino, tree.st_ctime_ns, index.st_ino, index.st_mtime_ns, index.st_size
+
+    def _close_spent(self) -> None:
+        with self._lock:
+            spent, self._spent = self._spent, []
+        for still in spent:
+            still.close()
+
     # -- making ----------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         await asyncio.to_thread(self._load)
+        if self._entries:
+            self._wake.set()
         while True:
             self.resting = not self._wake.is_set()
             with contextlib.suppress(TimeoutError):
@@ -183,9 +252,16 @@ class Warm:
         await asyncio.to_thread(self._expire)
         settings = self._engine.core.settings.warm
         wanted = [(key, base) for key, base in self._used.items() if self._lacks(key, settings)]
+        with self._lock:
+            unwatched = next((e for e in self._entries.values() if e.id not in self._watched), None)
+        if wanted or unwatched is not None or self._spent:
+            await self._idle()
+        await asyncio.to_thread(self._close_spent)
+        if not wanted and unwatched is not None:
+            await asyncio.to_thread(self._watch, unwatched)
+            return True
         if not wanted:
             return False
-        await self._idle()
         key, base = wanted[-1]
         if key in self._engine.repos:
             await asyncio.to_thread(self._make, key, base, settings)
@@ -255,6 +331,7 @@ class Warm:
         with self._lock:
             self._entries[identity] = entry
         self._tired.pop(key, None)
+        self._watch(entry)
         core.mark("warm")
 
     def _outdated(self, key: Key, tip: str) -> Entry | None:
@@ -263,6 +340,7 @@ class Warm:
             old = next((e for e in self._entries.values() if e.key == key and e.sha != tip), None)
             if old is not None:
                 del self._entries[old.id]
+                self._unwatch(old.id)
         if old is not None:
             self._record(old.id).unlink(missing_ok=True)
         return old
@@ -294,6 +372,7 @@ class Warm:
                 if old or entry.key not in known or kept[entry.key] > settings.per_repo:
                     gone.append(entry)
                     del self._entries[entry.id]
+                    self._unwatch(entry.id)
         for entry in gone:
             self._throw_away(entry.id, Path(entry.tree))
 

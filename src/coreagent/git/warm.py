@@ -2,7 +2,8 @@
 
 The pool of dispatch comes in here while nothing else is to be done. The `.git`, with its absolute paths, is laid out
 when a workspace takes the files over (git.checkout), so that nothing in here knows where it will be. Whether it is
-still as it was made is asked of the index and the kernel's times, right before it is given away.
+still as it was made is asked of the index and the kernel's times, in idle time where it can be watched from then on
+(git.stillness), else right before it is given away.
 """
 
 from __future__ import annotations
