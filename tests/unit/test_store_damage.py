@@ -205,6 +205,21 @@ def test_a_damaged_log_is_refused_and_what_can_be_read_comes_back(path: str, how
     assert "t902" in names(path)
 
 
+@pytest.mark.parametrize("what", [b"\0" * 400, bytes(range(256)), b"\xff" * 64], ids=["zeros", "rising", "ones"])
+def test_what_stands_in_the_log_before_its_damage_comes_back(path: str, what: bytes) -> None:
+    last = unclean(path)
+    log = Path(path + ".wal")
+    data = log.read_bytes()
+    at = len(data) * 3 // 4
+    log.write_bytes(data[:at] + what + data[at + len(what) :])
+    report = repair(path)
+    found = names(path)
+    assert found == [f"t{i}" for i in range(len(found))]
+    assert last // 2 < len(found) <= last
+    assert report.unreadable == [] and 0 < report.lost < last // 2
+    assert list(Path(path).parent.glob("*.salvage*")) == []
+
+
 def test_a_torn_record_that_nobody_was_told_of_is_no_damage(path: str) -> None:
     last = unclean(path)
     with open(path + ".wal", "ab") as log:

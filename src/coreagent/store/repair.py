@@ -117,14 +117,11 @@ def _salvage(path: str, target: opening.Opened, report: RepairReport) -> None:
     try:
         damaged = opening.connect(path, read_only=True)
     except CoreAgentError:
-        # A log that cannot be replayed hides a file that may be whole: look at the file without it.
-        bare = f"{path}.salvage"
         try:
-            shutil.copyfile(path, bare)
-            damaged = opening.connect(bare, read_only=True)
+            damaged = _without_the_damage(path, f"{path}.salvage")
         except (OSError, CoreAgentError):
             report.unreadable = names
-            Path(bare).unlink(missing_ok=True)
+            _remove_salvage(path)
             return
     try:
         for name in names:
@@ -139,7 +136,39 @@ def _salvage(path: str, target: opening.Opened, report: RepairReport) -> None:
                 report.salvaged[name] = count
     finally:
         damaged.close()
-        Path(f"{path}.salvage").unlink(missing_ok=True)
+        _remove_salvage(path)
+
+
+def _without_the_damage(path: str, bare: str) -> duckdb.DuckDBPyConnection:
+    """Open a copy of the file, whose log cannot be replayed, with as much of the log as can be.
+
+    A log that ends in the middle of an entry is replayed up to there, as after a crash, so every length before the
+    damage opens and none behind it.
+
+    Raises: store_damaged, OSError.
+    """
+    shutil.copyfile(path, bare)
+    try:
+        log = Path(path + ".wal").read_bytes()
+    except FileNotFoundError:
+        log = b""
+    good, bad = 0, len(log)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        Path(bare + ".wal").write_bytes(log[:middle])
+        try:
+            opening.connect(bare, read_only=True).close()
+        except CoreAgentError:
+            bad = middle
+        else:
+            good = middle
+    Path(bare + ".wal").write_bytes(log[:good])
+    return opening.connect(bare, read_only=True)
+
+
+def _remove_salvage(path: str) -> None:
+    for name in (f"{path}.salvage", f"{path}.salvage.wal"):
+        Path(name).unlink(missing_ok=True)
 
 
 def _merge(damaged: duckdb.DuckDBPyConnection, target: duckdb.DuckDBPyConnection, table: Table) -> int:
