@@ -110,6 +110,8 @@ def test_what_a_checkout_would_have_executed_is_told_and_the_next_agent_goes_on(
             assert done.state is state, done
             if state is State.FAILED:
                 assert "own plugins" in done.detail and "repo trust --bypass" in done.detail
+                # It says nothing of the repository: no other agent has to wait for that.
+                assert room.engine.pools.breakers == {}
             else:
                 assert [(one.agent, one.reason) for one in done.tried] == [("acp:opencode", "consent_needed")]
 

@@ -329,7 +329,8 @@ async def _never_started(
         }
         if error is not None and verdict.state is State.FAILED:
             changes |= fallback.unusable(engine, known, error, now) or {}
-        ended_so = Ending(verdict.state, verdict.reason, verdict.detail, Outcome(), attempt.claimed_at)
+        unusable = error is not None and error.slug in fallback.UNUSABLE
+        ended_so = Ending(verdict.state, verdict.reason, verdict.detail, Outcome(), attempt.claimed_at, 0, unusable)
         async with engine.pools.counting:
             controls = engine.pools.ended(known, ended_so, now, engine.core.settings.dispatch.breaker)
             await engine.update(known, attempt=ended, controls=controls, **changes)

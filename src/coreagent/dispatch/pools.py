@@ -44,6 +44,8 @@ class Ending:
     outcome: Outcome
     claimed_at: datetime | None = None
     max_rss: int = 0
+    unusable: bool = False
+    """That agent could not be used at all, which says nothing of the repository."""
 
 
 class Pools:
@@ -121,7 +123,8 @@ class Pools:
         repo = f"{dispatch.org}/{dispatch.repo}"
         changes = self._of_provider(dispatch.pool, repo, ending, now)
         before = self.breakers.get(repo, Breaker())
-        after = breaker.after(before, ending.state, ending.reason, ending.detail, now, breaker_most)
+        most = 0 if ending.unusable else breaker_most
+        after = breaker.after(before, ending.state, ending.reason, ending.detail, now, most)
         if after != before:
             changes[f"breaker:{repo}"] = after.model_dump(mode="json") if after != Breaker() else None
         return changes | self._of_size(admission.called(dispatch.runner, dispatch.model), ending.max_rss)
