@@ -258,6 +258,16 @@ class CoreAgentError(Exception):
         )
 
 
+def displaced(path: str) -> CoreAgentError:
+    """Something else stands where a directory of ours was: nothing is written, moved or removed through it."""
+    return CoreAgentError(
+        "home_unsafe",
+        f"{path} is not the directory that core-agent made",
+        cause="somebody put a link or a file in its place",
+        hint=f"ls -l {path} shows what it is; put the directory back where you find it, or remove what stands there",
+    )
+
+
 def silent(pid: int) -> CoreAgentError:
     """The daemon is there and says nothing at all."""
     return CoreAgentError(

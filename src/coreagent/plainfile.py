@@ -1,4 +1,4 @@
-"""Files in places where an agent of the same user could have put something else: a pipe, a device, a link.
+"""Files and directories in places where an agent of the same user could have put something else: a pipe, a link.
 
 Ground floor. Everyone who reads or writes below the home comes in here. Nothing in here waits: opening a pipe does,
 until somebody opens its other end.
@@ -52,6 +52,38 @@ def write_plain(path: str | os.PathLike[str], content: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
     os.replace(part, path)
+
+
+def led_away(path: str | os.PathLike[str], below: str | os.PathLike[str]) -> str:
+    """The first part of `path`, from the directory `below` on, that is no real directory; "" when there is none.
+
+    Whoever removes, moves or writes in there asks first: a link in its place leads into somebody's own files. What is
+    above `below` is the person's to arrange. Parts that are not there end the way.
+
+    Raises: ValueError when it is not below, OSError.
+    """
+    top, whole = os.path.normpath(os.fspath(below)), os.path.normpath(os.fspath(path))
+    if not whole.startswith(top + os.sep):
+        raise ValueError(f"{whole} is not below {top}")
+    here = top
+    for part in os.path.relpath(whole, top).split(os.sep):
+        here = os.path.join(here, part)
+        try:
+            if not stat.S_ISDIR(os.lstat(here).st_mode):
+                return here
+        except FileNotFoundError:
+            return ""
+    return ""
+
+
+def make_real(path: str | os.PathLike[str], below: str | os.PathLike[str]) -> None:
+    """Make a directory of mode 0700, and those on the way to it, in place of links and files that were laid there.
+
+    Raises: OSError.
+    """
+    while laid := led_away(path, below):
+        os.unlink(laid)
+    os.makedirs(path, mode=0o700, exist_ok=True)
 
 
 def _checked(path: str | os.PathLike[str], descriptor: int, mode: str) -> BinaryIO:

@@ -463,7 +463,9 @@ def client_of(host: Shim, agent_in: int, agent_out: int) -> Acp:
 def main(directory: str) -> int:
     directory = os.path.abspath(directory)
     detach()
-    lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT, 0o600)
+    # From within, so that what an agent lays in the place of the directory leads nowhere.
+    os.chdir(directory)
+    lock = os.open("lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -471,14 +473,14 @@ def main(directory: str) -> int:
     me = look(os.getpid())
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()} {me.start if me else 0}\n".encode())
-    if os.path.exists(f"{directory}/started"):
+    if os.path.exists("started"):
         return ALREADY  # before the spec is asked for: it is gone when the attempt has ended
-    spec = loads(slurp(f"{directory}/spec.json", 64 << 20))
+    spec = loads(slurp("spec.json", 64 << 20))
     if spec.get("acp"):
         import coreagent.shim_acp  # noqa: F401 - now, or an upgrade could put another version in its place
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_NAME, b"core-shim")
-    shim = Shim(directory, spec)
+    shim = Shim(".", spec)
     if not shim.begin():
         return ALREADY
     try:

@@ -83,8 +83,8 @@ def test_a_plan_touches_nothing_and_tells_all(name: str, launch: Launch, tmp_pat
     assert plan.session_id == launch.session_id
     assert plan.stop_signal in ("INT", "TERM", "KILL")
     assert plan.stdin is not None
-    lay_out(plan)
-    lay_out(plan)
+    lay_out(plan, launch.workspace_dir)
+    lay_out(plan, launch.workspace_dir)
     assert all((Path(directory).stat().st_mode & 0o777) == 0o700 for directory in plan.directories)
 
 
@@ -294,7 +294,7 @@ def test_a_dotted_path_is_a_runner() -> None:
 
 
 def run(plan: Plan, cwd: str, parser: Parser) -> Outcome:
-    lay_out(plan)
+    lay_out(plan, Path(cwd).parent)
     done = subprocess.run(plan.argv, input=plan.stdin, env=plan.env, cwd=cwd, capture_output=True, check=False)
     for line in done.stdout.splitlines():
         parser.feed(line)

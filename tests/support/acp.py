@@ -52,7 +52,7 @@ async def _turn(
 ) -> Turn:
     runner = Acp()
     plan = runner.plan(launch)
-    lay_out(plan)
+    lay_out(plan, launch.workspace_dir)
     folder.mkdir(mode=0o700)
     (folder / "stdin").write_bytes(plan.stdin or b"")
     attempt = f"{folder.parent.name}{folder.name}"

@@ -114,7 +114,7 @@ class Bench:
         launch = replace(self.launch, prompt=prompt, resume_session=resume, env=env, **changes)
         runner = runners.load(self.runner)
         plan = runner.plan(launch)
-        lay_out(plan)
+        lay_out(plan, launch.workspace_dir)
         prompt_file = self.root / "prompt"
         prompt_file.write_bytes(plan.stdin or b"")
         parser = (

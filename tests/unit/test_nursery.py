@@ -86,7 +86,7 @@ async def test_what_was_born_outlives_the_nursery_and_leads_a_session_of_its_own
     nursery.close()
     assert os.getsid(shim.pid) == shim.pid
     assert sorted(os.listdir(f"/proc/{shim.pid}/fd"), key=int)[:3] == ["0", "1", "2"]
-    assert os.readlink(f"/proc/{shim.pid}/cwd") == "/"
+    assert os.readlink(f"/proc/{shim.pid}/cwd") == shim.dir
     (base / "go").write_text("")
     assert (await shim.wait()).code == 7
 

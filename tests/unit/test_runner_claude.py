@@ -360,7 +360,7 @@ def test_only_the_credential_is_copied_and_a_refreshed_one_stays(launch: Launch)
     (user / "settings.json").write_text("{}")
     (user / ".credentials.json").write_text('{"claudeAiOauth": {}}')
     made = plan(launch)
-    lay_out(made)
+    lay_out(made, launch.workspace_dir)
     private = Path(launch.config_home)
     assert sorted(entry.name for entry in private.iterdir()) == [".claude.json", ".credentials.json", "settings.json"]
     assert json.loads((private / ".claude.json").read_text()) == {"hasCompletedOnboarding": True}
@@ -369,20 +369,33 @@ def test_only_the_credential_is_copied_and_a_refreshed_one_stays(launch: Launch)
     assert private.stat().st_mode & 0o777 == 0o700
     copied.write_text("refreshed")
     (private / ".claude.json").write_text("{}")
-    lay_out(made)
+    lay_out(made, launch.workspace_dir)
     assert (private / ".claude.json").read_text() == "{}"
     assert copied.read_text() == "refreshed"
     later = copied.stat().st_mtime + 10
     os.utime(user / ".credentials.json", (later, later))
-    lay_out(made)
+    lay_out(made, launch.workspace_dir)
     assert copied.read_text() == '{"claudeAiOauth": {}}'
+
+
+def test_a_link_on_the_way_to_its_home_leads_nowhere(launch: Launch, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "claude").mkdir(parents=True, mode=0o755)
+    (elsewhere / "claude" / "settings.json").write_text("mine")
+    (tmp_path / ".home").symlink_to(elsewhere)
+    launch = replace(launch, config_home=str(tmp_path / ".home" / "claude"))
+    lay_out(plan(launch), launch.workspace_dir)
+    assert (elsewhere / "claude" / "settings.json").read_text() == "mine"
+    assert [entry.name for entry in (elsewhere / "claude").iterdir()] == ["settings.json"]
+    assert (elsewhere / "claude").stat().st_mode & 0o777 == 0o755
+    assert (Path(launch.config_home) / "settings.json").read_text() == "{}\n"
 
 
 def test_hooks_that_an_agent_left_in_its_own_home_are_gone_with_the_next_turn(launch: Launch) -> None:
     settings = Path(launch.config_home) / "settings.json"
-    lay_out(plan(launch))
+    lay_out(plan(launch), launch.workspace_dir)
     settings.write_text('{"hooks": {"Stop": []}}')
-    lay_out(plan(launch))
+    lay_out(plan(launch), launch.workspace_dir)
     assert settings.read_text() == "{}\n"
     assert plan(launch, config_home="").files == ()
 
@@ -394,7 +407,7 @@ def test_instructions_are_handed_over_but_never_through_a_link(launch: Launch, t
     (target, text) = made.files[-1]
     assert (target, text) == (f"{launch.tmp_dir}/instructions.md", b"ours\n\ntheirs")
     assert made.argv[made.argv.index("--append-system-prompt-file") + 1] == target
-    lay_out(made)
+    lay_out(made, launch.workspace_dir)
     assert Path(target).read_bytes() == b"ours\n\ntheirs"
     (tmp_path / "repo" / "CLAUDE.md").unlink()
     (tmp_path / "repo" / "CLAUDE.md").symlink_to("/etc/passwd")

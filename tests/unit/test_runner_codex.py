@@ -160,7 +160,7 @@ def test_what_is_ours_in_its_home_is_put_right_before_each_turn(launch: Launch) 
     own(launch, '{"OPENAI_API_KEY": "new"}', "auth.json")
     home = Path(launch.config_home)
     home.symlink_to(launch.repo_dir)
-    lay_out(plan(launch))
+    lay_out(plan(launch), launch.workspace_dir)
     assert not home.is_symlink()
     assert not (Path(launch.repo_dir) / "config.toml").exists()
     (home / "config.toml").write_text('notify = ["evil"]')
@@ -170,14 +170,14 @@ def test_what_is_ours_in_its_home_is_put_right_before_each_turn(launch: Launch) 
     (home / "auth.json").write_text("{}")
     os.utime(home / "auth.json", (4_000_000_000, 4_000_000_000))
     home.chmod(0o500)
-    lay_out(plan(launch))
+    lay_out(plan(launch), launch.workspace_dir)
     assert "evil" not in (home / "config.toml").read_text()
     assert (home / "AGENTS.md").read_text() == "rules\n"
     assert json.loads((home / "auth.json").read_text()) == {"OPENAI_API_KEY": "new"}
     assert home.stat().st_mode & 0o777 == 0o700
     # A login that the CLI itself refreshed stays.
     (home / "auth.json").write_text('{"refreshed": 1}')
-    lay_out(plan(launch))
+    lay_out(plan(launch), launch.workspace_dir)
     assert json.loads((home / "auth.json").read_text()) == {"refreshed": 1}
 
 

@@ -395,7 +395,7 @@ def test_a_login_is_copied_into_a_private_home(launch: Launch) -> None:
     own = Path(launch.env["HOME"]) / ".gemini"
     (own / CREDS).write_text('{"refresh_token": "t"}')
     plan = Gemini().plan(replace(launch, env={k: v for k, v in launch.env.items() if k != "GEMINI_API_KEY"}))
-    lay_out(plan)
+    lay_out(plan, launch.workspace_dir)
     copied = Path(launch.config_home) / ".gemini" / CREDS
     assert (copied.read_text(), copied.stat().st_mode & 0o777) == ('{"refresh_token": "t"}', 0o600)
     assert json.loads(written(plan, "settings.json"))["security"]["auth"]["selectedType"] == "oauth-personal"

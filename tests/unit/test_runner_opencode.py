@@ -192,10 +192,10 @@ def test_of_the_persons_own_configuration_only_the_models_are_used(launch: Launc
 def test_what_an_agent_wrote_into_its_home_does_not_configure_the_next_turn(launch: Launch) -> None:
     (Path(launch.repo_dir) / "AGENTS.md").write_text("rules")
     plan = Opencode().plan(launch)
-    lay_out(plan)
+    lay_out(plan, launch.workspace_dir)
     home = Path(launch.config_home, "config/opencode")
     (home / "opencode.jsonc").write_text('{"mcp": {"evil": {"type": "local", "command": ["evil"]}}}')
-    lay_out(plan)
+    lay_out(plan, launch.workspace_dir)
     assert (home / "opencode.jsonc").read_text() == "{}\n"
     assert Path(content(launch)["instructions"][0]).read_text() == "rules"
     assert "--pure" not in Opencode().plan(launch).argv

@@ -34,7 +34,7 @@ def launch(tmp_path: Path) -> Launch:
 def play(launch: Launch, script: str, resume: str = "") -> tuple[Outcome, list[AgentEvent]]:
     runner = Scripted()
     plan = runner.plan(replace(launch, script=script, resume_session=resume))
-    lay_out(plan)
+    lay_out(plan, launch.workspace_dir)
     done = subprocess.run(
         plan.argv, input=plan.stdin, env=plan.env, cwd=launch.repo_dir, capture_output=True, check=False
     )
@@ -160,7 +160,7 @@ def test_an_unknown_session_is_lost(launch: Launch) -> None:
 def test_a_stop_is_a_signal_and_not_a_traceback(launch: Launch, number: signal.Signals) -> None:
     runner = Scripted()
     plan = runner.plan(replace(launch, script="steps: [{say: up}, {wait: 60}]"))
-    lay_out(plan)
+    lay_out(plan, launch.workspace_dir)
     with subprocess.Popen(
         plan.argv, env=plan.env, cwd=launch.repo_dir, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

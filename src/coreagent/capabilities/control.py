@@ -121,13 +121,13 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
     engine = core.engine
     found = await find_open(core, workspace)
     place = layout(core.home, core.settings, found)
-    if not place.repo.is_dir():
-        raise _without_checkout(found)
+    if not await asyncio.to_thread(prep.is_ready, place, found):
+        raise _without_checkout(found, place)
     await asyncio.to_thread(prep.check_checkout, core.home, place, found)
     plan = _interactive(core, caller, found, place)  # what cannot be attached to is not stopped
     if dry_run:
         if found.state not in ACTIVE and attached.holder(engine, found.id) is None:
-            await asyncio.to_thread(lay_out, plan)
+            await asyncio.to_thread(lay_out, plan, place.root)
     else:
         async with engine.deciding(found.id):
             await attached.take(engine, engine.board.get(found.id, found), caller)
@@ -146,12 +146,20 @@ async def attach_plan(core: Core, caller: Caller, workspace: Workspace, dry_run:
     return AttachReply(workspace=found.workspace, argv=plan.argv, cwd=str(place.repo), env={**plan.env, **told})
 
 
-def _without_checkout(found: Dispatch) -> CoreAgentError:
+def _without_checkout(found: Dispatch, place: Layout) -> CoreAgentError:
     if found.state is State.QUEUED or found.state in ACTIVE:
+        lacks = "its checkout is not ready" if place.repo.is_dir() else "has no checkout yet"
         return CoreAgentError(
             "workspace_busy",
-            f"{found.workspace} is {found.state} and has no checkout yet, so there is no session to attach to",
+            f"{found.workspace} is {found.state} and {lacks}, so there is no session to attach to",
             hint=f"attach when its agent runs: core-agent watch {found.name}; core-agent why {found.name} tells more",
+        )
+    if place.repo.is_dir():
+        return CoreAgentError(
+            "cannot_attach",
+            f"the preparation of {found.workspace} did not come to its end, so there is no session to attach to",
+            cause=found.detail,
+            hint=f"core-agent resume {found.name} prepares it again; core-agent open {found.name} shows what is there",
         )
     return CoreAgentError(
         "workspace_gone", f"{found.workspace} has no checkout", hint="it was never prepared, or was removed by hand"
@@ -166,7 +174,7 @@ async def _hand_over(core: Core, caller: Caller, found: Dispatch, place: Layout)
         await _stop(core, found.id, "attach")
         found = engine.board.get(found.id, found)
     plan = _interactive(core, caller, found, place)  # the turn may have told its session only at its end
-    await asyncio.to_thread(lay_out, plan)
+    await asyncio.to_thread(lay_out, plan, place.root)
     if plan.session_id != found.session_id:
         found = await engine.update(found, session_id=plan.session_id)
     return found, plan
@@ -209,7 +217,9 @@ async def _bring_what_was_done(core: Core, found: Dispatch) -> MoveReply:
         return move_reply(found, f"it was {found.fate} already")
     if found.state in ACTIVE or found.state is State.QUEUED:
         return move_reply(found, "it is at work again")
-    if not await asyncio.to_thread(layout(core.home, core.settings, found).prepared.exists):
+    place = layout(core.home, core.settings, found)
+    made = await asyncio.to_thread(place.prepared.exists)
+    if not made and not await asyncio.to_thread(bring.stands, core.home, place, found):
         return move_reply(found, "there is no checkout to bring anything from")
     brought = await bring.bring_home(engine, found)
     moved = await engine.update(

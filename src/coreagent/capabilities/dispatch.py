@@ -43,7 +43,7 @@ from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import after as order
-from coreagent.dispatch import arrival, attached, bring, environment, intake, launch, prep, rows
+from coreagent.dispatch import agentnote, arrival, attached, environment, intake, launch, prep, rows
 from coreagent.dispatch.fallback import CONTINUE
 from coreagent.dispatch.intake import Request
 from coreagent.dispatch.queue import ASKED
@@ -233,7 +233,7 @@ async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, pr
         await asyncio.to_thread(prep.write_answer, place, found.question, answer)
     else:
         # What is left lying there would be taken for a new question at the end of the next turn.
-        await asyncio.to_thread(bring.remove_note, place.repo, "BLOCKED.md")
+        await asyncio.to_thread(agentnote.remove, place.repo, "BLOCKED.md")
     await _keep_environment(core, caller, found)
     # Paused before its turn came: what it was to come after is asked again, unless a person saw that and goes on.
     waits = core.engine.after.fields(found) if found.options.after and not found.runs else {}

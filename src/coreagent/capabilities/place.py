@@ -12,7 +12,7 @@ from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
-from coreagent.dispatch import bring, cleanup, intake, names, ports, rows, trust
+from coreagent.dispatch import agentnote, cleanup, intake, names, ports, rows, trust
 from coreagent.dispatch.workspace import layout
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import inspect
@@ -39,7 +39,7 @@ async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
     place = layout(core.home, core.settings, found)
     attempts = await core.store.attempts_of(found.id)
     # The agent can write there too.
-    prompt = await asyncio.to_thread(bring.read_note, place.meta, place.prompt.name, PROMPT_MAX)
+    prompt = await asyncio.to_thread(agentnote.read, place.meta, place.prompt.name, PROMPT_MAX)
     return WorkspaceShow(
         row=rows.row(engine, found),
         path=str(place.root),
@@ -179,8 +179,8 @@ async def repo_remove(core: Core, caller: Caller, repo: str) -> RepoRemoved:
             hint="accept or reject what is in them first; core-agent status --all",
             data={"workspaces": names_of},
         )
-    engine.repos.pop(key, None)
     going = None if rescued or kept else cleanup.set_aside(cache)
+    engine.repos.pop(key, None)
     try:
         await core.store.commit(DropRepo(*key))
     except BaseException:

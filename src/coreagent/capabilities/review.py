@@ -99,7 +99,7 @@ async def _as_it_is(core: Core, found: Dispatch, stat: bool, limit: int, exact: 
     place = layout(core.home, core.settings, found)
     index = Path(paths.index_copy(core.home, found.id))
     known = found.harvest.sha or start
-    if not await asyncio.to_thread(bring.stands, place):
+    if not await asyncio.to_thread(bring.stands, core.home, place, found):
         return None
     try:
         now = await asyncio.to_thread(diff_now, cache, place.repo, start, index, stat, limit, exact, known)

@@ -12,7 +12,8 @@ import stat
 from pathlib import Path
 
 from coreagent import paths
-from coreagent.errors import CoreAgentError, told
+from coreagent.errors import CoreAgentError, displaced, told
+from coreagent.plainfile import led_away
 
 BACKLOG = 128
 
@@ -44,6 +45,9 @@ def prepare(home: str) -> None:
     try:
         Path(home).mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(home)
+        for name in paths.OWN:
+            if laid := led_away(f"{home}/{name}", home):
+                raise displaced(laid)
         run.mkdir(mode=0o700, exist_ok=True)
         _check(str(run))
         if stat.S_IMODE(run.stat().st_mode) != 0o700:

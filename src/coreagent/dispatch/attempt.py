@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreagent import attempts, events, paths, runners
-from coreagent.dispatch import bring, cleanup, ending, fallback, launch, prep
+from coreagent.dispatch import agentnote, bring, cleanup, ending, fallback, launch, prep
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.pools import Ending
 from coreagent.dispatch.verdict import Evidence, Verdict, judge
-from coreagent.dispatch.workspace import layout
+from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError, told
 from coreagent.models.agent import Outcome, Reason
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, State
+from coreagent.plainfile import led_away, make_real
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -229,7 +230,7 @@ async def settle(
     """Bring the work home, judge the evidence, and end the attempt in one transaction. Safe to run twice."""
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
-    question = await asyncio.to_thread(bring.read_note, place.repo, "BLOCKED.md")
+    question = await asyncio.to_thread(agentnote.read, place.repo, "BLOCKED.md")
     brought = await bring.bring_home(engine, dispatch)
     core.crash_point("brought-home")
     dispatch, attempt = await conclude(engine, dispatch, attempt, live, ended, outcome, brought, question)
@@ -337,32 +338,58 @@ async def _never_started(
 
     await surely(engine, dispatch, write)
     engine.pools.never_started(attempt.pool, attempt.id)
-    await asyncio.to_thread(_remove_spool, live.directory)
+    await asyncio.to_thread(_remove_spool, engine.core.home, live.directory)
     Path(paths.attempt_socket(engine.core.home, attempt.id)).unlink(missing_ok=True)
     await engine.forget_environment(dispatch.id)
 
 
-def put_away(home: str, place: Any, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
-    """Move an ended attempt's spool into its workspace; secrets go, output stays. Safe to run twice."""
-    (directory / "spec.json").unlink(missing_ok=True)
-    (directory / "stdin").unlink(missing_ok=True)
-    if directory.is_dir() and place.meta.is_dir() and not place.meta.is_symlink():
-        target = place.attempt(attempt.n)
-        target.mkdir(parents=True, exist_ok=True)
+def put_away(home: str, place: Layout, dispatch: Dispatch, attempt: Attempt, directory: Path) -> None:
+    """Move an ended attempt's spool into its workspace; secrets go, output stays. Safe to run twice.
+
+    Into the archive when there is no workspace any more, or something else stands where it was.
+    """
+    shelf = _shelf(home, place, dispatch, attempt.n)
+    if _is_spool(home, directory):
+        (directory / "spec.json").unlink(missing_ok=True)
+        (directory / "stdin").unlink(missing_ok=True)
+        if led_away(shelf, home if shelf.is_relative_to(home) else place.root):
+            return
+        shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("out", "err", "records", "started", "exit"):
             source = directory / name
             if source.exists():
-                cleanup.move(source, target / name)
-        cleanup.write_status(place, dispatch, attempt)
-        _remove_spool(directory)
+                cleanup.move(source, shelf / name)
+        if place.meta.is_dir() and not place.led_away():
+            cleanup.write_status(place, dispatch, attempt)
+        _remove_spool(home, directory)
     Path(paths.attempt_socket(home, attempt.id)).unlink(missing_ok=True)
 
 
-def _remove_spool(directory: Path) -> None:
-    if directory.is_dir():
-        for entry in directory.iterdir():
+def _shelf(home: str, place: Layout, dispatch: Dispatch, n: int) -> Path:
+    """Where the output of an attempt is put; what was laid in its way within the workspace is taken away."""
+    if not place.root.is_dir() or place.led_away():
+        return Path(paths.archive_dir(home, dispatch.id), "attempts", str(n))
+    make_real(place.attempt(n), place.root)
+    return place.attempt(n)
+
+
+def _is_spool(home: str, directory: Path) -> bool:
+    """Whether there is a spool; a link that was laid in its very place is taken away."""
+    laid = led_away(directory, home)
+    if laid == str(directory):
+        directory.unlink(missing_ok=True)
+    return not laid and directory.is_dir()
+
+
+def _remove_spool(home: str, directory: Path) -> None:
+    if not _is_spool(home, directory):
+        return
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            cleanup.remove_tree(entry)  # an agent's: ours are files
+        else:
             entry.unlink(missing_ok=True)
-        directory.rmdir()
+    directory.rmdir()
 
 
 def _one_line(error: CoreAgentError) -> str:

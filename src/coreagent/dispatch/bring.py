@@ -6,10 +6,7 @@ Safe to run twice: the leftover commit is dated by the attempt's end, so that a 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import stat
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +18,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.git import diff as git_diff
 from coreagent.git import drop as git_drop
 from coreagent.git import harvest as git_harvest
+from coreagent.git import record
 from coreagent.git import ref as git_refs
 from coreagent.git import rescue as git_rescue
 from coreagent.git import restore as git_restore
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUESTION_MAX = 64 << 10
 LEFT_SHOWN = 20
 """How many of the paths that are in no commit are told by name."""
 OTHER = "other_branch"
@@ -71,29 +68,6 @@ class Tip:
     """Paths of the checkout that are in no commit."""
     replaced: bool = False
     """The checkout is not the one that was made; that one may lie beside it."""
-
-
-def read_note(repo_dir: Path, name: str, most: int = QUESTION_MAX) -> str:
-    """Text of a note the agent left (BLOCKED.md): a regular file only, bounded, never followed out of the tree."""
-    try:
-        descriptor = os.open(repo_dir / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return ""
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return ""
-        return os.read(descriptor, most).decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)
-
-
-def remove_note(repo_dir: Path, name: str) -> None:
-    """Remove a note from the checkout; what is no file stays, and is no note either."""
-    if not repo_dir.is_symlink() and repo_dir.is_dir():
-        with contextlib.suppress(OSError):
-            (repo_dir / name).unlink(missing_ok=True)
 
 
 async def take_snapshot(core: Core, dispatch: Dispatch) -> git_snapshot.Snapshot:
@@ -224,7 +198,7 @@ async def bring_since(engine: Engine, dispatch: Dispatch) -> tuple[Home, int] | 
     """
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
-    if not await asyncio.to_thread(stands, place):
+    if not await asyncio.to_thread(stands, core.home, place, dispatch):
         return None
     try:
         taken, start = await take_snapshot_surely(core, dispatch)
@@ -274,9 +248,19 @@ def with_own_branch(home: str, dispatch: Dispatch) -> Dispatch:
     return dispatch.model_copy(update={"branch_sha": noted})
 
 
-def stands(place: Layout) -> bool:
-    """Whether there is a checkout that can be looked at. Blocking."""
-    return place.prepared.exists() and not place.repo.is_symlink() and (place.repo / ".git").is_dir()
+def stands(home: str, place: Layout, dispatch: Dispatch) -> bool:
+    """Whether there is a whole checkout that can be looked at, prepared to its end or not. Blocking."""
+    if place.led_away() or place.repo.is_symlink() or not (place.repo / ".git").is_dir():
+        return False
+    return _made(home, dispatch) is not None
+
+
+def _made(home: str, dispatch: Dispatch) -> record.Record | None:
+    """What was noted of the checkout when it was made; None when none was made to its end."""
+    try:
+        return record.load(Path(paths.index_copy(home, dispatch.id)))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _files_between(cache: Path, before: str, after: str) -> int:
@@ -446,8 +430,10 @@ async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> T
     tips = {dispatch.branch_sha: harvest.files}
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     taken = git_snapshot.Snapshot("")
-    # An agent can delete what tells that it was prepared; that it ran the row knows.
-    if dispatch.runs or await asyncio.to_thread(place.prepared.exists):
+    made = await asyncio.to_thread(_made, core.home, dispatch)
+    if made is not None:
+        landed.add(made.start)  # the row learns of it when preparation has ended
+    if dispatch.runs or await asyncio.to_thread(stands, core.home, place, dispatch):
         taken = await take_snapshot(core, dispatch)
         accepted = dispatch.fate is Fate.ACCEPTED
         if not (accepted and await asyncio.to_thread(_files_between, cache, harvest.sha, taken.sha) == 0):

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from coreagent import paths
 from coreagent.dispatch import attached, bring, environment, hook, leftover
 from coreagent.dispatch.workspace import Layout, layout
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, displaced
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import RESTING, Attempt, Dispatch, Fate, Stage, State
-from coreagent.plainfile import write_plain
+from coreagent.plainfile import led_away, write_plain
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -71,12 +71,8 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
     archive = Path(paths.archive_dir(core.home, dispatch.id))
-    tip = await bring.keep_tip(engine, dispatch)
-    if tip is None:
-        await asyncio.to_thread(_keep_whole, place, archive)
-    most = engine.settings_of(dispatch).settings.harvest.max_kept_bytes
+    tip = await preserve(engine, dispatch)
     found = tip or bring.Tip([])
-    await asyncio.to_thread(leftover.keep, place, archive, found.left, found.replaced, most, dispatch)
     if tip is not None and dispatch.fate is not Fate.OPEN:
         await asyncio.to_thread(bring.drop_branch, dispatch)
     # The work is safe by now, and where the checkout is all that is left of it, it is out of the hook's reach.
@@ -98,6 +94,26 @@ async def let_go(engine: Engine, dispatch: Dispatch) -> Dispatch:
     await asyncio.to_thread(_forget, core.home, dispatch.id)
     core.crash_point("workspace-removed")
     return await engine.update(dispatch, extra=found.rows, workspace_gone=True, teardown_note=note)
+
+
+async def preserve(engine: Engine, dispatch: Dispatch) -> bring.Tip | None:
+    """Keep all that a workspace which is about to be removed holds and nobody has; None as `bring.keep_tip` has it.
+
+    Raises: home_unsafe when something else stands in its place, and what the keeping of tips and files raises; then the
+    workspace must stay.
+    """
+    core = engine.core
+    place = layout(core.home, core.settings, dispatch)
+    archive = Path(paths.archive_dir(core.home, dispatch.id))
+    if laid := place.led_away() or led_away(archive, core.home):
+        raise displaced(laid)
+    tip = await bring.keep_tip(engine, dispatch)
+    if tip is None:
+        await asyncio.to_thread(_keep_whole, place, archive)
+    most = engine.settings_of(dispatch).settings.harvest.max_kept_bytes
+    found = tip or bring.Tip([])
+    await asyncio.to_thread(leftover.keep, place, archive, found.left, found.replaced, most, dispatch)
+    return tip
 
 
 def _forget(home: str, dispatch_id: str) -> None:
@@ -183,7 +199,11 @@ def set_aside(cache: Path) -> Path | None:
     """Take a repository's cache out of its place in one step; where it is now, None when there was none.
 
     Whoever needs it from now on makes a new one; what was set aside can be removed at leisure.
+
+    Raises: home_unsafe.
     """
+    if laid := led_away(cache, cache.parents[1]):
+        raise displaced(laid)
     going = cache.with_name(f".going-{cache.name}-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         os.replace(cache, going)

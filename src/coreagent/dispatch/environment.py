@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from coreagent.plainfile import read_plain, write_plain
+from coreagent.errors import displaced
+from coreagent.plainfile import led_away, read_plain, write_plain
 
 
 def _file(home: str, dispatch_id: str) -> Path:
@@ -19,8 +20,13 @@ def _file(home: str, dispatch_id: str) -> Path:
 
 
 def save(home: str, dispatch_id: str, env: Mapping[str, str]) -> None:
-    """Write the environment of a task for its person's eyes only, atomically."""
+    """Write the environment of a task for its person's eyes only, atomically.
+
+    Raises: home_unsafe, OSError.
+    """
     path = _file(home, dispatch_id)
+    if laid := led_away(path.parent, home):
+        raise displaced(laid)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_plain(path, json.dumps(dict(env)).encode())
 
@@ -36,7 +42,8 @@ def load(home: str, dispatch_id: str) -> dict[str, str] | None:
 
 def forget_others(home: str, wanted: set[str]) -> None:
     """Remove what a daemon left that died between writing an environment and queuing, or settling, its task."""
-    for path in Path(home, "pending").glob("*"):
+    root = Path(home, "pending")
+    for path in () if led_away(root, home) else root.glob("*"):
         if path.suffix != ".env" or path.stem not in wanted:
             try:
                 path.unlink(missing_ok=True)

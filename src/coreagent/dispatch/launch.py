@@ -16,10 +16,10 @@ from coreagent.config import RunnerSettings
 from coreagent.dispatch import environment, ports
 from coreagent.dispatch.vigil import Limits
 from coreagent.dispatch.workspace import Layout, layout
-from coreagent.errors import CoreAgentError, told
+from coreagent.errors import CoreAgentError, displaced, told
 from coreagent.models.agent import Cost, Usage
 from coreagent.models.dispatch import Attempt, Dispatch
-from coreagent.plainfile import read_plain
+from coreagent.plainfile import led_away, read_plain
 from coreagent.runners.base import Launch, Plan, Runner, allow, lay_out
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def plan(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> Plan:
         lost = fresh_prompt(_first_prompt(place, dispatch), attempt.prompt)
         asked = dataclasses.replace(asked, fresh_prompt=lost)
     made = runner.plan(asked)
-    lay_out(made)
+    lay_out(made, place.root)
     return made
 
 
@@ -195,10 +195,12 @@ def limits_of(core: Core, dispatch: Dispatch) -> Limits:
 def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan, directory: Path) -> None:
     """Write the attempt's spool directory: spec.json (mode 0600, it holds the environment) and standard input.
 
-    Raises: no_space.
+    Raises: no_space, shim_failed, home_unsafe.
     """
     core = engine.core
     settings = core.settings
+    if laid := led_away(directory, core.home):
+        raise displaced(laid)
     place = layout(core.home, settings, dispatch)
     limits = limits_of(core, dispatch)
     env = agent_environment(dispatch, attempt, made)

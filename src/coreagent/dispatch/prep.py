@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreagent import paths, runners
-from coreagent.dispatch import cleanup, hook, ports, prompt, stack
+from coreagent.dispatch import bring, cleanup, hook, ports, prompt, stack
 from coreagent.dispatch.workspace import AUTHOR, SIDECARS, Layout, layout
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, displaced
 from coreagent.git import cache as git_cache
 from coreagent.git import checkout as git_checkout
 from coreagent.git import record
@@ -53,10 +53,13 @@ def not_carried(dispatch: Dispatch) -> str:
 async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -> Dispatch:
     """Return the dispatch with its workspace ready; one that is ready already is left as it is.
 
-    Raises: setup_failed, no_space, git errors, template errors. What was made is removed by the next try.
+    Raises: setup_failed, home_unsafe, no_space, git errors, template errors. What was made is removed by the next try,
+    once what a person did in it meanwhile is kept.
     """
     core = engine.core
     place = layout(core.home, core.settings, dispatch)
+    if laid := place.led_away():
+        raise displaced(laid)
     template = dispatch.options.template or engine.settings_of(dispatch).settings.dispatch.default_template
     hooked = hook.wanted(engine, dispatch)
     base = engine.bases.pop(dispatch.id, None)
@@ -64,6 +67,10 @@ async def prepare(engine: Engine, dispatch: Dispatch, attempt: Attempt | None) -
         base = None  # it starts from the result of another task, which came after intake had looked
     if block := ports.block_for(engine, dispatch):
         dispatch = await engine.update(dispatch, **block)  # a claim has done so already
+    if place.root.exists() and await asyncio.to_thread(_is_half_made, core.home, place, dispatch):
+        kept = await cleanup.preserve(engine, dispatch)  # a person may have looked into it, and worked there
+        if kept is not None and kept.rows:
+            dispatch = await engine.update(dispatch, extra=kept.rows)
     new = await asyncio.to_thread(_make, core, dispatch, place, base, template, hooked)
     if new is None:
         if dispatch.options.with_changes and not dispatch.start_sha and not dispatch.runs:
@@ -102,8 +109,7 @@ def _make(
 
     One function, because each change of thread costs as much as many of these steps. Blocking.
     """
-    # Two of three, since an agent can delete either of the two that are files.
-    if sum((_prepared_for(place) == dispatch.id, dispatch.runs > 0, place.repo.exists())) >= 2:
+    if is_ready(place, dispatch):
         check_checkout(core.home, place, dispatch)
         return None
     base = base or rebuild_base(dispatch)
@@ -117,6 +123,17 @@ def _make(
     if not hooked:
         _mark_prepared(core, place, dispatch, made)
     return made, base
+
+
+def is_ready(place: Layout, dispatch: Dispatch) -> bool:
+    """Whether preparation was here and came to its end. Blocking."""
+    # Two of three, since an agent can delete either of the two that are files.
+    return sum((_prepared_for(place) == dispatch.id, dispatch.runs > 0, place.repo.exists())) >= 2
+
+
+def _is_half_made(home: str, place: Layout, dispatch: Dispatch) -> bool:
+    """Whether there is a checkout that preparation is about to remove."""
+    return bring.stands(home, place, dispatch) and not is_ready(place, dispatch)
 
 
 def _prepared_for(place: Layout) -> str:
@@ -168,6 +185,7 @@ def rebuild_base(dispatch: Dispatch) -> Base:
 
 
 def _check_out(core: Core, dispatch: Dispatch, place: Layout, base: Base) -> git_checkout.Checkout:
+    record.forget(Path(paths.index_copy(core.home, dispatch.id)))
     if _prepared_for(place) in ("", dispatch.id):
         cleanup.remove_tree(place.root)
     else:  # of a dispatch that this store does not know, or knows no more

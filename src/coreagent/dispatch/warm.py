@@ -32,7 +32,7 @@ from coreagent.git.checkout import Ready
 from coreagent.git.inspect import Base
 from coreagent.git.stillness import Stillness
 from coreagent.models.dispatch import Dispatch, State
-from coreagent.plainfile import read_plain, write_plain
+from coreagent.plainfile import led_away, read_plain, write_plain
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -385,18 +385,27 @@ class Warm:
             except (OSError, ValueError, TypeError, KeyError, AttributeError):
                 path.unlink(missing_ok=True)
                 continue
+            if not self._is_ours(entry, path.stem):
+                path.unlink(missing_ok=True)
+                continue
             if Path(entry.tree).is_dir() and self._index(entry.id).is_file():
                 with self._lock:
                     self._entries[entry.id] = entry
             else:
                 self._throw_away(entry.id, Path(entry.tree))
-        for place in root.iterdir() if root.is_dir() else ():
+        for place in root.iterdir() if root.is_dir() and not root.is_symlink() else ():
             if place.name not in self._entries:
                 self._throw_away(place.name, place)
         for path in self._dir.glob("*.index*"):
             if path.name.partition(".")[0] not in self._entries:
                 path.unlink(missing_ok=True)
         self._expire()
+
+    def _is_ours(self, entry: Entry, identity: str) -> bool:
+        """Whether a record names a place of the pool: what it names is removed without a further question."""
+        tree, cache = Path(entry.tree), paths.repo_cache(self._engine.core.home, *entry.key)
+        named = entry.id == tree.name == identity and tree.parent.name == DIRECTORY and entry.cache == cache
+        return named and tree.is_absolute() and led_away(tree, tree.parents[1]) in ("", str(tree))
 
     def _throw_away(self, identity: str, tree: Path) -> None:
         self._record(identity).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from coreagent import config
 from coreagent.config import Settings
 from coreagent.git.author import Author
 from coreagent.models.dispatch import Dispatch
+from coreagent.plainfile import led_away
 
 AUTHOR = Author("core-agent", "agent@core-agent.invalid")
 """Whose name an agent's commits bear."""
@@ -62,6 +63,10 @@ class Layout:
     def attempt(self, n: int) -> Path:
         """Where an ended attempt's output lies."""
         return self.meta / "attempts" / str(n)
+
+    def led_away(self) -> str:
+        """What stands in place of the workspace's directory, or of one above it below the root; "" when all is ours."""
+        return led_away(self.root, self.root.parents[2])
 
 
 def layout(home: str, settings: Settings, dispatch: Dispatch) -> Layout:

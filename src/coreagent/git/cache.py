@@ -13,11 +13,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, displaced
 from coreagent.git import ref as refs
 from coreagent.git.inspect import Base
 from coreagent.git.pack import carry, present
 from coreagent.git.run import disk, environment, git
+from coreagent.plainfile import led_away
 
 BASES = "refs/core-agent/base/"
 # Commits offered to the sender as already there; more of them only make the question longer.
@@ -32,7 +33,12 @@ _CONFIG = """[core]
 
 @contextlib.contextmanager
 def locked(cache: Path) -> Iterator[None]:
-    """Hold the cache's lock: one writer at a time, also across processes."""
+    """Hold the cache's lock: one writer at a time, also across processes.
+
+    Raises: home_unsafe when the cache's place leads to another repository.
+    """
+    if laid := led_away(cache, cache.parents[1]):
+        raise displaced(laid)
     cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(f"{cache}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -73,6 +73,11 @@ def save(index_copy: Path, record: Record) -> None:
     record_path(index_copy).write_text(json.dumps(asdict(record)))
 
 
+def forget(index_copy: Path) -> None:
+    """The checkout is about to be removed: from now on there is none, until another one is made."""
+    record_path(index_copy).unlink(missing_ok=True)
+
+
 def load(index_copy: Path) -> Record:
     """Read the record back.
 

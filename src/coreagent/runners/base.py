@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 from coreagent import spool
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import AgentEvent, Cost, EventKind, Outcome, Reason, Usage
+from coreagent.plainfile import make_real
 from coreagent.plural import plural
 
 TEXT_LIMIT: Final = 16 * 1024
@@ -351,27 +352,25 @@ def _is_glob(name: str) -> bool:
     return any(mark in name for mark in "*?[")
 
 
-def lay_out(plan: Plan) -> None:
+def lay_out(plan: Plan, workspace: str | Path) -> None:
     """Make the directories and copy the credentials a plan needs. Idempotent; blocks on the disk.
 
-    What is ours is put right again, whatever an agent laid in its place. Raises: OSError.
+    What is ours, which is all below the workspace's directory, is put right again, whatever an agent laid in its place
+    or on the way to it. Raises: OSError.
     """
     for directory in plan.directories:
-        _own_directory(Path(directory))
+        make_real(directory, workspace)
+        os.chmod(directory, 0o700)
     for source, target in plan.copies:
+        make_real(Path(target).parent, workspace)
         _copy_newer(Path(source), Path(target))
     for target, content in plan.files:
+        make_real(Path(target).parent, workspace)
         _write_private(Path(target), content)
     for target, content in plan.seeds:
-        if not Path(target).exists():
+        make_real(Path(target).parent, workspace)
+        if not os.path.lexists(target):
             _write_private(Path(target), content)
-
-
-def _own_directory(directory: Path) -> None:
-    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        directory.unlink()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o700)
 
 
 def _copy_newer(source: Path, target: Path) -> None:

@@ -1,0 +1,88 @@
+"""Agents that lay links where the daemon writes, moves and removes: nothing of the person's is touched through one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tests.cli.test_hostile_agents import allowed, files_of
+from tests.support.home import Home
+from tests.support.world import World
+
+SPOOL = "a=$K/attempts/$CORE_AGENT_ATTEMPT; mv $a $a.x; ln -s"
+LINKS = {
+    "pending, to the repository": "rm -rf $K/pending; ln -sfn $U/repo $K/pending",
+    "attempts": "mv $K/attempts $K/attempts.x; ln -sfn $U/many $K/attempts",
+    "trials": "rm -rf $K/trials; ln -sfn $U/many $K/trials",
+    "archive": "rm -rf $K/archive; ln -sfn $U/many $K/archive",
+    "its archive": "mkdir -p $K/archive; ln -sfn $U/many $K/archive/$CORE_AGENT_DISPATCH",
+    "index": "mv $K/index $K/index.x; ln -sfn $U/many $K/index",
+    "warm": "rm -rf $K/warm; ln -sfn $U/many $K/warm",
+    "what lies ready": "rm -rf $K/workspace/.warm; ln -sfn $U/many $K/workspace/.warm",
+    "a record of what lies ready": 'mkdir -p $K/warm; echo \'{"id": "x", "org": "o", "repo": "r", "sha": "s", '
+    '"tree": "\'$U\'/repo", "cache": "c", "bytes": 1, "made": 1, "directories": {}}\' > $K/warm/x.json',
+    "its spool, to files": f"{SPOOL} $U/files $a; sleep 0.3",
+    "its spool, to the repository": f"{SPOOL} $U/repo $a; sleep 0.3",
+    "its workspace": "cd ../..; mv w w.x; ln -sfn $U/fake/w w",
+    "its workspace's parent": "cd ../../..; mv repo repo.x; ln -sfn $U/fake repo",
+    "kept output": "cd ..; mkdir -p .meta; rm -rf .meta/attempts; ln -sfn $U/repo .meta/attempts",
+    "its kept output": "cd ..; mkdir -p .meta/attempts; ln -sfn $U/repo .meta/attempts/1",
+    "notes": "cd ..; mv .meta .meta.x; ln -sfn $U/many .meta",
+    "a private home": "cd ..; rm -rf .home; ln -sfn $U/many .home",
+    "scratch": "cd ..; rm -rf .tmp; ln -sfn $U/many .tmp",
+    "the cache": "mv $K/repos/local/repo.git $K/repos/x; ln -sfn $U/repo/.git $K/repos/local/repo.git",
+    "the cache's parent": "[ -L $K/repos/local ] || { mv $K/repos/local $K/repos/x; mkdir $U/l; "
+    "ln -sfn $U/repo/.git $U/l/repo.git; ln -sfn $U/l $K/repos/local; }",
+}
+
+
+def fill(user: Path) -> None:
+    for name in ("many/one/f", "many/two/f", "many/w/x", "files/a", "files/out", "fake/w/repo/f", "fake/w/.meta/m"):
+        path = user / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}\n")
+
+
+@pytest.mark.parametrize("where", LINKS)
+def test_no_link_leads_the_daemon_to_somebodys_files(home: Home, where: str) -> None:
+    world = World(home)
+    (world.repo / "1").mkdir()
+    for name in ("out", "records", "1/out", "x.sh"):
+        (world.repo / name).write_text("mine\n")
+    home.git("add", "-A", cwd=world.repo)
+    home.git("commit", "-qm", "two", cwd=world.repo)
+    fill(home.user)
+    env = json.dumps({"U": str(home.user), "K": str(home.core)})
+    script = json.dumps("echo work > work.txt; " + LINKS[where])
+    settings = home.core / "agents.yaml"
+    settings.write_text(settings.read_text() + f"  bad: {{argv: [/bin/sh, -c, {script}], env: {env}}}\n")
+    before = {name: files_of(home.user / name) for name in ("repo", "many", "files", "fake")}
+
+    assert world.dispatch("be bad", "--agent", "command:bad", "--name", "w") is not None
+    world.settle()
+    home.run("resume", "w", code=None)
+    world.settle()
+    for words in (
+        ["diff", "w"],
+        ["workspace", "clean"],
+        ["reject", "w"],
+        ["workspace", "clean"],
+        ["daemon", "restart"],
+    ):
+        home.run(*words, code=None)
+    home.run("dispatch", "another", "--name", "other", "--wait", cwd=world.repo, code=None)
+
+    for name, known in before.items():
+        now = files_of(home.user / name)
+        assert {n: now.get(n) for n in known} == known, f"something in {name} was changed or removed"
+        assert [n for n in now if n not in known and not (name == "repo" and allowed(n))] == []
+
+    # And the way out is the one that the error names: what lies there is removed, and all goes on.
+    if (laid := home.core / where.partition(",")[0]).is_symlink():
+        refused = home.json("status", code=1)["error"]
+        assert refused["slug"] == "home_unsafe" and str(laid) in refused["message"]
+        laid.unlink()
+    assert home.run("status").code == 0
+    assert not [path for path in (home.core / "attempts").glob("*") if os.path.islink(path)]
