@@ -175,6 +175,39 @@ def test_carrying_is_bounded(room: Room) -> None:
     assert not room.repo.exists()
 
 
+@pytest.mark.parametrize("where", ["global", "xdg"])
+def test_what_their_own_git_ignores_is_neither_counted_nor_carried(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "global":
+        ignored = write(tmp_path, "my-ignores", ".secret\n")
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(write(tmp_path, "gc", f"[core]\n excludesFile = {ignored}\n")))
+    else:
+        write(tmp_path, "xdg/git/ignore", ".secret\n")
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    write(room.user, ".secret", "KEY=1\n")
+    assert inspect(room.user).dirty == 0
+    write(room.user, "src/a.py", "a = 2\n")
+    assert inspect(room.user).dirty == 1
+    room.prepare(with_changes=True)
+    assert room.made.carried == 1
+    assert ".secret" not in room.names(room.made.start)
+
+
+def test_the_scan_runs_nothing_that_a_persons_configuration_names(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = write(tmp_path, "run", f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    write(tmp_path, "hooks/post-index-change", program.read_bytes()).chmod(0o755)
+    config = f"[core]\n fsmonitor = {program}\n hooksPath = {tmp_path}/hooks\n pager = {program}\n"
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(write(tmp_path, "gc", config)))
+    write(room.user, "src/a.py", "a = 2\n")
+    room.prepare(with_changes=True)
+    assert room.made.carried == 1
+    assert not (tmp_path / "ran").exists()
+
+
 def test_worktreeinclude_copies_only_ignored_files_and_they_never_reach_a_commit(room: Room, tmp_path: Path) -> None:
     write(tmp_path, "secret", "outside\n")
     write(room.user, ".worktreeinclude", ".env\nbuild/keep*\n/../secret\nnotignored\n*.log\n")

@@ -188,7 +188,7 @@ def _dirty(base: Base, skipped: list[str]) -> list[tuple[str, bool]]:
     """The user's dirty paths, each with whether it is tracked."""
     out = git(
         "status", "--porcelain=v2", "-z", "--no-renames", "--untracked-files=all", "--ignore-submodules=all",
-        cwd=base.top, env=environment(),
+        cwd=base.top, env=environment(user_config=True),
     ).out  # fmt: skip
     found = []
     for record in _paths(out):

@@ -218,7 +218,7 @@ def _status(path: Path, *before: str) -> AbstractContextManager[subprocess.Popen
         "--untracked-files=all",
         "-z",
         cwd=path,
-        env=environment(),
+        env=environment(user_config=True),  # what their own git ignores is no change of theirs
         stdin=subprocess.DEVNULL,
     )
 
