@@ -241,8 +241,11 @@ class Opening:
 
 
 def passed(env: "os._Environ[str] | dict[str, str]", extra: "list[str]") -> "dict[str, str]":
-    """What of an environment a client sends: the runners' variables, the terminal's, and the names in extra."""
-    return {k: v for k, v in env.items() if k in PASSED or k.startswith(PASSED_PREFIXES) or k in extra}
+    """What of an environment a client sends: the runners' variables, the terminal's, and the names in extra, where a
+    trailing `*` stands for any ending.
+    """
+    prefixes = PASSED_PREFIXES + tuple([name[:-1] for name in extra if name.endswith("*")])
+    return {k: v for k, v in env.items() if k in PASSED or k.startswith(prefixes) or k in extra}
 
 
 def describe(argv: "list[str]", env: "os._Environ[str] | dict[str, str]", extra: "list[str]") -> Opening:

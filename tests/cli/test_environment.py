@@ -19,7 +19,7 @@ AGENT = (
 SETTINGS = f"""
 version: 1
 dispatch: {{default_agent: 'command:work'}}
-env: {{allow: [MY_SECRET]}}
+env: {{allow: [MY_SECRET, 'MYAPP_*']}}
 commands:
   work: {{argv: [/bin/sh, -c, {json.dumps(AGENT)}], env: {{OF_THE_COMMAND: 'yes'}}}}
   quiet: {{argv: [/bin/sh, -c, 'echo one; sleep 600']}}
@@ -74,7 +74,7 @@ def test_an_agent_sees_what_is_allowed_and_nothing_of_it_stays(home: Home) -> No
     repo = begin(home)
     home.run("daemon", "start")  # it has nothing of the person's secrets: they travel with the task
     home.env["MY_SECRET"] = SECRET
-    reply = home.json("dispatch", "do it", "-n", "env", cwd=repo, env=OUTER)
+    reply = home.json("dispatch", "do it", "-n", "env", cwd=repo, env=OUTER | {"MYAPP_KEY": "k"})
     workspace = place(home, "env")
     wait_for(workspace / "runs")
 
@@ -92,7 +92,7 @@ def test_an_agent_sees_what_is_allowed_and_nothing_of_it_stays(home: Home) -> No
     seen = dict(line.split("=", 1) for line in (workspace / "seen").read_text().splitlines() if "=" in line)
     assert seen["CORE_AGENT_DISPATCH"] == reply["dispatch_id"]
     assert (seen["CORE_AGENT_TASK"], seen["CORE_AGENT_WORKSPACE"]) == ("do it", "local/repo/env")
-    assert seen["CORE_AGENT_ATTEMPT"] == spool.name
+    assert (seen["CORE_AGENT_ATTEMPT"], seen["MYAPP_KEY"]) == (spool.name, "k")
     assert (seen["PATH"], seen["HOME"], seen["LANG"]) == (home.env["PATH"], home.env["HOME"], "C.UTF-8")
     assert (seen["OF_THE_COMMAND"], seen["PWD"]) == ("yes", str(workspace / "repo"))
     assert seen["TMPDIR"] != home.env["TMPDIR"]

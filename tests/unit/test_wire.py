@@ -97,6 +97,12 @@ def test_only_named_variables_travel() -> None:
     assert wire.passed(env, ["MINE"]) == {k: v for k, v in env.items() if k != "DATABASE_URL"}
 
 
+def test_a_trailing_star_stands_for_any_ending() -> None:
+    env = {"MYAPP_KEY": "k", "MYAPP_": "e", "MYAPP": "no", "OTHER": "no", "LITERAL*": "l"}
+    assert wire.passed(env, ["MYAPP_*", "LITERAL*"]) == {"MYAPP_KEY": "k", "MYAPP_": "e", "LITERAL*": "l"}
+    assert wire.passed(env, ["*"]) == env
+
+
 def test_the_kernel_names_the_peer() -> None:
     one, other = socket.socketpair()
     with one, other:
