@@ -10,10 +10,10 @@ import pytest
 from tests.support.engine_room import Room, in_room
 from tests.unit.test_claim import NOW
 
-from coreagent.dispatch import cleanup, launch, recovery
+from coreagent.dispatch import cleanup, recovery
 from coreagent.dispatch.engine import Engine
 from coreagent.dispatch.logbook import Place, read_page, tail_place
-from coreagent.models.agent import Cost, Reason, Usage
+from coreagent.models.agent import Reason
 from coreagent.models.dispatch import Attempt, Fate, State
 from coreagent.runners import load
 
@@ -170,15 +170,6 @@ def test_remove_tree_does_not_follow_links_and_takes_what_is_read_only(tmp_path:
     cleanup.remove_tree(root)
     assert os.listdir(tmp_path) == ["outside"]
     assert (outside / "mine.txt").read_text() == "mine"
-
-
-def test_costs_add_up_and_the_unknown_stays_unknown() -> None:
-    one, used = Cost(usd=1.0, source="reported"), Usage(input=1)
-    assert launch.add_cost(Cost(), one, used) == one
-    assert launch.add_cost(one, one, used) == Cost(usd=2.0, source="reported")
-    assert launch.add_cost(one, Cost(usd=1.0, source="priced"), used).source == "priced"
-    assert launch.add_cost(one, Cost(), Usage()) == one
-    assert launch.add_cost(one, Cost(), used) == Cost(usd=1.0, source="unknown")
 
 
 def test_pages_of_a_log_join_to_the_whole(tmp_path: Path) -> None:

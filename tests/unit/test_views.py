@@ -180,6 +180,8 @@ def test_small_words() -> None:
     assert money(Cost()) == "-"
     assert money(Cost(usd=0.1234, source="reported")) == "$0.12"
     assert money(Cost(usd=0.001, source="priced")) == "~<$0.01"
+    assert money(Cost(usd=0.1234)) == "$0.12+"
+    assert money(Cost(usd=0.001)) == "$0.00+"
     assert diffstat(0, 0, 0) == ""
     assert diffstat(1, 2, 0) == "1 file +2 -0"
     assert size(999) == "999 B"

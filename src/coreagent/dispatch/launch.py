@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from coreagent import config, paths, runners, umask
 from coreagent.capability import Caller
@@ -244,9 +244,20 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def add_cost(before: Cost, now: Cost, used: Usage) -> Cost:
-    """The sum of two costs; unknown stays unknown as soon as tokens of unknown price were used."""
-    if now.usd is None:
-        return before if not used.total else Cost(usd=before.usd, source="unknown")
-    source = now.source if before.usd is None or before.source == now.source else "priced"
-    return Cost(usd=(before.usd or 0.0) + now.usd, source=source)
+def add_cost(before: Cost, spent: Usage, now: Cost, used: Usage) -> Cost:
+    """What both cost together: `spent` tokens `before`, `used` ones `now`.
+
+    As soon as tokens of unknown price are among them the sum is `unknown`, and its `usd` the part that is known.
+    """
+    if not used.total and now.usd is None:
+        return before
+    if not spent.total and before.usd is None:
+        return now
+    known = [cost.usd for cost in (before, now) if cost.usd is not None]
+    sources = {before.source, now.source}
+    source: Literal["reported", "priced", "unknown"] = "reported"
+    if "unknown" in sources:
+        source = "unknown"
+    elif "priced" in sources:
+        source = "priced"
+    return Cost(usd=sum(known) if known else None, source=source)

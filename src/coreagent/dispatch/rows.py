@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from coreagent.dispatch import after, attached, claim, limits, prep
+from coreagent.dispatch import after, attached, claim, launch, limits, prep
 from coreagent.dispatch.limits import Obstacle, Starts
 from coreagent.dispatch.workspace import layout
 from coreagent.models.agent import Reason
@@ -60,8 +60,8 @@ def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) ->
     last = outcome or (attempt.outcome if attempt else None)
     active = dispatch.state in ACTIVE
     cost = dispatch.cost
-    if active and outcome is not None and outcome.cost.usd is not None:
-        cost = cost.model_copy(update={"usd": (cost.usd or 0.0) + outcome.cost.usd, "source": outcome.cost.source})
+    if active and outcome is not None:
+        cost = launch.add_cost(cost, dispatch.usage, outcome.cost, outcome.usage)
     return WorkspaceRow(
         workspace=dispatch.workspace,
         dispatch_id=dispatch.id,

@@ -96,6 +96,7 @@ class Cost(BaseModel):
     model_config = ConfigDict(frozen=True)
     usd: float | None = None
     source: Literal["reported", "priced", "unknown"] = "unknown"
+    """`unknown` with an amount: it cost at least that much, and some of it nobody told."""
 
 
 class AgentEvent(BaseModel):

@@ -201,9 +201,11 @@ def used(count: int) -> str:
 
 
 def money(cost: Cost) -> str:
-    """`$0.12` as reported, `~$0.12` when computed from the price table, `-` when nobody knows."""
+    """`$0.12` as reported, `~$0.12` from the price table, `$0.12+` when more than that is not known, `-` for nothing."""
     if cost.usd is None:
         return "-"
+    if cost.source == "unknown":
+        return f"${cost.usd:.2f}+"
     sign = "~" if cost.source == "priced" else ""
     if 0 < cost.usd < 0.005:
         return f"{sign}<$0.01"
