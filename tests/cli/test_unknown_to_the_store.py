@@ -30,17 +30,30 @@ def test_a_store_that_cannot_be_opened_leaves_everything_in_its_place(home: Home
     root = home.core / "workspace/local/repo"
     before = sorted(p.name for p in root.iterdir())
     try:
-        assert narrowed(home, "status")["workspaces"] == []
+        report = narrowed(home, "status")
+        assert (report["workspaces"], report["strangers"]) == ([], 1)
+        assert "Permission denied" in str(report["warnings"])
+        assert "local/repo/busy" in str(report["warnings"])
+        assert "1 running that the store does not know" in home.run("status").out
+        assert "1 more that the store does not know" in home.run("daemon", "status").out
         for argv in (["history"], ["queue", "list"], ["workspace", "list"]):
             assert "the store cannot be used" in home.run(*argv).err
         refused = narrowed(home, "dispatch", "again", "--name", "busy", "--ephemeral", code=1)["error"]
         assert isinstance(refused, dict)
         assert refused["slug"] == "workspace_busy"
         reply = narrowed(home, "dispatch", "busy", "--ephemeral")
-        world.settle()
         assert reply["workspace"] == "local/repo/busy-2"
+        # The one slot of its pool is taken by the agent that the store does not know.
+        assert "Pool command has 1 of 1 slot in use: local/repo/busy." in home.run("why", "busy-2").out
+        settings = home.core / "agents.yaml"
+        settings.write_text(settings.read_text().replace("{command: 1}", "{command: 2}"))
+        home.run("queue", "poke")
+        world.settle()
+        settings.write_text(settings.read_text().replace("{command: 2}", "{command: 1}"))
         assert shims_of(home.core) == [shim]
-        home.run("daemon", "stop")
+        stopped = home.run("daemon", "stop", "--now").out
+        assert "1 running agent that the store does not know goes on" in stopped
+        assert shims_of(home.core) == [shim]
     finally:
         database.chmod(0o600)
     rows = world.rows()
@@ -90,8 +103,11 @@ def test_an_agent_that_the_store_does_not_know_is_left_alone_while_it_runs(home:
         path.unlink()
     for path, content in older.items():
         path.write_bytes(content)
+    for spec in home.core.glob("attempts/*/spec.json"):
+        spec.unlink()
     report = home.json("status")
-    assert "local/repo/new" in str(report["warnings"])
+    assert report["strangers"] == 1
+    assert "no limit of a pool counts local/repo/new" in str(report["warnings"])
     assert shims_of(home.core) == [shim]
     assert (home.core / "workspace/local/repo/new/repo").is_dir()
     gate.touch()

@@ -23,6 +23,7 @@ from coreagent.cli.views.text import (
     next_lines,
     one_line,
     pad,
+    running_words,
     size,
     table,
     tokens,
@@ -314,6 +315,8 @@ def test_stopping_says_what_becomes_of_the_agents() -> None:
     assert "2 agents of yours go on" in answer.stop_lines(StopReply(mode="leave", running=2), PLAIN)[0]
     assert "draining" in answer.stop_lines(StopReply(mode="drain", running=1), PLAIN)[0]
     assert answer.stop_lines(StopReply(mode="now", running=0), PLAIN) == ["stopped"]
+    assert running_words(0, 0) == "0 agents running"
+    assert running_words(1, 2) == "1 agent running, 2 more that the store does not know"
 
 
 def test_every_resting_state_has_its_exit_code() -> None:

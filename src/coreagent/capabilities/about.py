@@ -165,6 +165,7 @@ async def daemon_status(core: Core, caller: Caller) -> DaemonStatus:
         ephemeral=core.store.ephemeral,
         draining=core.engine.draining,
         running=len(list(core.engine.busy())),
+        strangers=len(core.engine.strangers),
         warnings=rows.warnings(core.engine) if caller.role != "worker" else [],
     )
 
@@ -184,5 +185,8 @@ async def daemon_stop(core: Core, mode: Literal["leave", "restart", "drain", "no
         "drain": f"waits for {plural(running, 'running turn')}; nothing new starts",
         "now": plural(running, "running turn ended; its work is kept", "running turns ended; their work is kept"),
     }
+    said = [notes[mode]] if running else []
+    if strangers := core.engine.strangers.go_on():
+        said = [*(said or ["stopped"]), strangers]
     core.request_stop(mode)
-    return StopReply(mode=mode, running=running, note=notes[mode] if running else "")
+    return StopReply(mode=mode, running=running, strangers=len(core.engine.strangers), note="; ".join(said))

@@ -153,7 +153,7 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
     at = f"{held.until:%Y-%m-%d %H:%M:%S} UTC" if held.until else ""
     match held.word:
         case "slot":
-            busy = [o.name for o in engine.busy() if o.pool == d.pool]
+            busy = [*(o.name for o in engine.busy() if o.pool == d.pool), *engine.strangers.names(d.pool)]
             slots = plural(facts.limits[d.pool].total, "slot")
             return f"Pool {d.pool} has {len(busy)} of {slots} in use: {', '.join(busy[:5])}."
         case "model_slot":

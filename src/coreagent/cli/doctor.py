@@ -28,7 +28,7 @@ from coreagent.cli.door import no_agent
 from coreagent.cli.ready import settings_of
 from coreagent.cli.session import ask, session
 from coreagent.cli.terminal import Terminal, terminal
-from coreagent.cli.views.text import one_line, size, wrap
+from coreagent.cli.views.text import one_line, running_words, size, wrap
 from coreagent.errors import HINTS, CoreAgentError
 from coreagent.models.report import DaemonStatus
 from coreagent.plainfile import read_plain
@@ -226,7 +226,7 @@ def _daemon() -> Iterator[Check]:
         yield _store_on_disk(home)
         return
     told = f"pid {status.pid}, version {status.version}, {size(status.rss_bytes)}"
-    told += f", {plural(status.running, 'agent')} running"
+    told += f", {running_words(status.running, status.strangers)}"
     other = status.version != paths.VERSION
     yield Check(
         name="daemon",

@@ -25,6 +25,7 @@ from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.notify import Notifier
 from coreagent.dispatch.pools import KEPT, Pools
+from coreagent.dispatch.strangers import Strangers
 from coreagent.dispatch.upkeep import Upkeep
 from coreagent.errors import CoreAgentError
 from coreagent.git.inspect import Base
@@ -59,7 +60,7 @@ def _open_store(path: str) -> Store:
     except CoreAgentError as error:
         if error.slug != "store_unopenable":
             raise
-        return Store.memory(error.message)
+        return Store.memory(": ".join(part for part in (error.message, error.cause) if part))
 
 
 class Engine:
@@ -73,6 +74,7 @@ class Engine:
         self.controls: dict[str, Any] = {}
         self.pools = Pools()
         self.after = After(self.board)
+        self.strangers = Strangers(self)
         self.free_memory = admission.free_memory
         self.upkeep = Upkeep(self)
         self.notifier = Notifier(self)
@@ -325,7 +327,7 @@ class Engine:
 
     def running(self) -> Counter[str]:
         """Slots held, by pool: recounted, never remembered."""
-        return Counter(d.pool for d in self.board.active.values())
+        return Counter(d.pool for d in self.board.active.values()) + self.strangers.running()
 
     def facts(self) -> claim.Facts:
         settings, active = self.core.settings, list(self.board.active.values())
@@ -468,6 +470,7 @@ class Engine:
         self.draining = mode == "drain"
         self.poke()
         self.upkeep.stop()
+        self.strangers.stop()
         if self._loop_task is not None:
             self._loop_task.cancel()
         if mode == "now":

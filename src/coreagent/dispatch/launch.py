@@ -214,6 +214,7 @@ def write_spec(engine: Engine, dispatch: Dispatch, attempt: Attempt, made: Plan,
         spec: dict[str, Any] = {
             "v": SPEC_VERSION,
             "attempt": attempt.id,
+            "pool": dispatch.pool,
             "argv": made.argv,
             "cwd": str(place.repo),
             "env": env,

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreagent import attempts, paths, process, runners
+from coreagent import attempts, paths, runners
 from coreagent.dispatch import attached, cleanup, ending, environment, launch, trial, warm
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.live import LiveAttempt
@@ -22,7 +22,6 @@ from coreagent.dispatch.workspace import Layout, layout, root_of
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import ACTIVE, Attempt, Dispatch, Fate, State
 from coreagent.plural import plural
-from coreagent.procfs import marked
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -38,9 +37,9 @@ async def reconcile(engine: Engine) -> None:
 
     In this order: as soon as an attempt is followed again it may settle and put its own spool away.
     """
+    strangers = await engine.strangers.look()
     if engine.core.store.ephemeral:
         return  # it knows of nothing, so that everything there would look like nobody's
-    strangers = await asyncio.to_thread(_strangers, engine)
     await asyncio.to_thread(_finish_putting_away, engine, strangers)
     await asyncio.to_thread(trial.clear, Path(engine.core.home, "trials"))
     wanted = {d.id for d in engine.board.values() if d.state in ACTIVE or d.state is State.QUEUED}
@@ -111,29 +110,6 @@ async def requeue(engine: Engine, dispatch: Dispatch, attempt: Attempt, director
     engine.pools.never_started(attempt.pool, attempt.id)
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
     Path(paths.attempt_socket(engine.core.home, attempt.id)).unlink(missing_ok=True)
-
-
-def _strangers(engine: Engine) -> dict[str, str]:
-    """Attempts that run and that the store does not know (it was restored from an older copy), with their workspaces.
-
-    They are left alone: what nobody knows of may still be somebody's work.
-    """
-    known = {a.id for a in engine.attempts.values()}
-    root = Path(engine.core.home, "attempts")
-    found = {}
-    for directory in root.iterdir() if root.is_dir() else ():
-        shim = attempts.adopt(directory) if directory.name not in known else None
-        if shim is not None:
-            shim.close()
-            said = (process.environ_of(proc.pid).get("CORE_AGENT_WORKSPACE") for proc in marked(directory.name))
-            found[directory.name] = next((name for name in said if name), "")
-    if found:
-        names = ", ".join(sorted(name or attempt for attempt, name in found.items()))
-        engine.troubles["strangers"] = (
-            f"the store knows nothing of {plural(len(found), 'agent')} that run: {names}; they go on, and what they "
-            "leave is kept in archive/orphans by the next daemon that starts after their end"
-        )
-    return found
 
 
 def _finish_putting_away(engine: Engine, strangers: Collection[str]) -> None:

@@ -127,7 +127,12 @@ def report(engine: Engine, everything: bool = False, only: Dispatch | None = Non
     said = [*warnings(engine), *_made_without(shown)]
     hidden = 0 if only is not None else len(board.queued) - sum(d.state is State.QUEUED for d in shown)
     return StatusReport(
-        counts=Counts(**counted), workspaces=rows, queued_hidden=hidden, pools=pools(engine), warnings=said
+        counts=Counts(**counted),
+        workspaces=rows,
+        queued_hidden=hidden,
+        strangers=len(engine.strangers) if only is None else 0,
+        pools=pools(engine),
+        warnings=said,
     )
 
 

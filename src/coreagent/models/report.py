@@ -142,6 +142,8 @@ class StatusReport(BaseModel):
     """Live ones and those that need a person, oldest first; `all` adds the settled ones."""
     queued_hidden: int = 0
     """How many more wait than `workspaces` holds; `queue list` shows them in their order."""
+    strangers: int = 0
+    """Agents that run and that the store does not know: it is an older copy, or cannot be used. Not in `counts`."""
     pools: list[PoolRow] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     """Store in memory only, bad settings file, frozen queue, daemon draining."""
@@ -469,12 +471,16 @@ class DaemonStatus(BaseModel):
     ephemeral: bool = False
     draining: bool = False
     running: int = 0
+    strangers: int = 0
+    """Agents that run and that the store does not know."""
     warnings: list[str] = Field(default_factory=list)
 
 
 class StopReply(BaseModel):
     mode: Literal["leave", "restart", "drain", "now"]
     running: int
+    strangers: int = 0
+    """Agents that run and that the store does not know: they go on in every mode."""
     note: str = ""
 
 

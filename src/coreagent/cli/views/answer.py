@@ -16,6 +16,7 @@ from coreagent.cli.views.text import (
     money,
     next_lines,
     one_line,
+    running_words,
     safe_lines,
     size,
     tokens,
@@ -214,7 +215,7 @@ def daemon_lines(status: DaemonStatus, paint: Paint) -> list[str]:
         f"up {duration(status.uptime_s)}, {size(status.rss_bytes)}",
         f"  home    {one_line(status.home)}",
         f"  socket  {one_line(status.socket)}",
-        f"  agents  {plural(status.running, 'agent')} running",
+        f"  agents  {running_words(status.running, status.strangers)}",
     ]
     if status.draining:
         lines.append(paint.yellow("  draining: starts nothing new and stops when the last agent ends"))

@@ -189,6 +189,8 @@ def sections(report: StatusReport) -> list[tuple[str, list[WorkspaceRow]]]:
 def headline(report: StatusReport, width: int, paint: Paint) -> list[str]:
     """`2 running, 1 queued, 1 blocked`: the counts that are not zero."""
     counts = {name: value for name, value in report.counts.model_dump().items() if value}
+    if report.strangers:
+        counts["running that the store does not know"] = report.strangers
     if not counts:
         return wrap("nothing is running, queued or waiting for you", width)
     told = ", ".join(f"{paint.bold(str(value))} {name}" for name, value in counts.items())

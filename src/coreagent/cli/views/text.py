@@ -200,8 +200,14 @@ def used(count: int) -> str:
     return plural(count, "token", shown=tokens(count)) if count > 0 else ""
 
 
+def running_words(running: int, strangers: int) -> str:
+    """`2 agents running`, and how many run that the store does not know."""
+    more = f", {strangers:,} more that the store does not know" if strangers else ""
+    return f"{plural(running, 'agent')} running{more}"
+
+
 def money(cost: Cost) -> str:
-    """`$0.12` as reported, `~$0.12` from the price table, `$0.12+` when more than that is not known, `-` for nothing."""
+    """`$0.12` as reported, `~$0.12` from the price table, `$0.12+` when it was more, `-` when nobody knows."""
     if cost.usd is None:
         return "-"
     if cost.source == "unknown":
