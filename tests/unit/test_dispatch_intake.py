@@ -161,6 +161,42 @@ def test_an_answer_needs_a_question(tmp_path: Path) -> None:
     in_room(tmp_path, body)
 
 
+@pytest.mark.parametrize("name", ["ANSWER.md", "BLOCKED.md"])
+def test_an_answer_sets_a_directory_aside_that_is_in_its_place(tmp_path: Path, name: str) -> None:
+    async def body(room: Room) -> None:
+        found = await room.engine.update(await room.prepare("one"), question="which?")
+        repo = room.checkout(found)
+        (repo / name).mkdir()
+        (repo / name / "x").write_text("of the agent")
+        await room.ask("resume", workspace="one", answer="this one")
+        assert "this one" in (repo / "ANSWER.md").read_text()
+        assert not (repo / "BLOCKED.md").exists()
+        (kept,) = (repo.parent / ".meta").glob(f"aside-*/{name}/x")
+        assert kept.read_text() == "of the agent"
+        assert str(kept.parent) in room.now(found).detail
+
+    in_room(tmp_path, body)
+
+
+def test_an_answer_that_cannot_be_written_is_refused_and_the_question_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    async def body(room: Room) -> None:
+        found = await room.engine.update(await room.prepare("one"), question="which?")
+        (room.checkout(found) / "ANSWER.md").mkdir()
+        monkeypatch.setattr("coreagent.dispatch.prep.os.rename", refuse)
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("resume", workspace="one", answer="this one")
+        monkeypatch.undo()
+        assert (refused.value.slug, refused.value.cause) == ("dirty_checkout", "Permission denied")
+        assert (room.now(found).state, room.now(found).question) == (State.PAUSED, "which?")
+
+    in_room(tmp_path, body)
+
+
 def test_a_script_that_the_agent_would_not_read_is_refused(tmp_path: Path) -> None:
     async def body(room: Room) -> None:
         with pytest.raises(CoreAgentError) as refused:

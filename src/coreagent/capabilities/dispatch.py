@@ -229,8 +229,9 @@ async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, pr
         )
     kind, text = _next_turn(found, answer, prompt, fresh)
     place = layout(core.home, core.settings, found)
+    set_aside = ""
     if answer:
-        await asyncio.to_thread(prep.write_answer, place, found.question, answer)
+        set_aside = await asyncio.to_thread(prep.write_answer, place, found.question, answer)
     else:
         # What is left lying there would be taken for a new question at the end of the next turn.
         await asyncio.to_thread(agentnote.remove, place.repo, "BLOCKED.md")
@@ -245,7 +246,7 @@ async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, pr
         reason=None,
         question="",
         waiting_until=None,
-        **{"detail": "", "waiting_for": "", **waits},
+        **{"detail": set_aside, "waiting_for": "", **waits},
         next_kind=kind,
         next_prompt=text,
         queued_at=core.now(),

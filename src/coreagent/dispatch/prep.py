@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import tempfile
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from coreagent import paths, runners
 from coreagent.dispatch import bring, cleanup, hook, ports, prompt, stack
 from coreagent.dispatch.workspace import AUTHOR, SIDECARS, Layout, layout
-from coreagent.errors import CoreAgentError, displaced
+from coreagent.errors import CoreAgentError, displaced, told
 from coreagent.git import cache as git_cache
 from coreagent.git import checkout as git_checkout
 from coreagent.git import record
@@ -285,13 +286,40 @@ def _prompt(core: Core, dispatch: Dispatch, template: str, git_log: tuple[str, .
     return prompt.render(facts)
 
 
-def write_answer(place: Layout, question: str, answer: str) -> None:
-    """Put the answer where the agent looks for it, and the question away; neither is ever committed."""
+def write_answer(place: Layout, question: str, answer: str) -> str:
+    """Put the answer where the agent looks for it, and the question away; neither is ever committed.
+
+    Returns what was set aside for it, for people: a directory that the agent left there is none of ours to delete.
+
+    Raises: workspace_gone; dirty_checkout when something there does not let itself be replaced.
+    """
     if place.repo.is_symlink() or not place.repo.is_dir():
         raise CoreAgentError("workspace_gone", "the checkout is not there any more", cause=str(place.repo))
-    for name in ("BLOCKED.md", "ANSWER.md"):
-        (place.repo / name).unlink(missing_ok=True)
+    moved = []
     text = f"# Question\n\n{question.strip()}\n\n# Answer\n\n{answer.strip()}\n"
-    descriptor = os.open(place.repo / "ANSWER.md", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    try:
+        for name in ("BLOCKED.md", "ANSWER.md"):
+            note = place.repo / name
+            if note.is_dir() and not note.is_symlink():
+                moved.append(f"{name} was a directory and was moved to {_set_aside(place, note)}")
+            else:
+                note.unlink(missing_ok=True)
+        descriptor = os.open(place.repo / "ANSWER.md", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise CoreAgentError(
+            "dirty_checkout",
+            f"the answer cannot be written into {place.repo}",
+            cause=told(error),
+            hint="make that directory writable, move away the BLOCKED.md and ANSWER.md in it, and answer again",
+        ) from error
+    return "; ".join(moved)
+
+
+def _set_aside(place: Layout, directory: Path) -> Path:
+    """Move a directory out of the checkout, to what is archived with the workspace."""
+    place.meta.mkdir(mode=0o700, exist_ok=True)
+    target = Path(tempfile.mkdtemp(prefix="aside-", dir=place.meta)) / directory.name
+    os.rename(directory, target)
+    return target
