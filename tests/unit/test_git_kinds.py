@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,13 +62,70 @@ def test_a_sha256_repository(tmp_path: Path) -> None:
     round_trip(Room(tmp_path / "home", top))
 
 
-def test_submodules_come_from_the_local_copy_and_edits_are_seen(room: Room, tmp_path: Path) -> None:
-    inner = tmp_path / "inner"
+def add_module(user: Path, inner: Path, at: str = "vendor/inner") -> None:
     inner.mkdir()
     sh(inner, "init", "-q", "-b", "main")
     commit(inner, "lib.c")
-    sh(room.user, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "vendor/inner")
-    sh(room.user, "commit", "-q", "-m", "submodule")
+    sh(user, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), at)
+    sh(user, "commit", "-q", "-m", "submodule")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("edit", "changes of a submodule"),
+        ("new", "changes of a submodule"),
+        ("commit", "another commit of a submodule"),
+    ],
+)
+def test_changes_in_a_submodule_are_counted_and_told_as_not_carried(
+    room: Room, tmp_path: Path, change: str, said: str
+) -> None:
+    add_module(room.user, tmp_path / "inner")
+    module = room.user / "vendor/inner"
+    if change == "commit":
+        commit(module, "more.c")
+    else:
+        write(module, "lib.c" if change == "edit" else "new.c", "edited\n")
+    assert inspect(room.user).dirty == 1
+    room.prepare(with_changes=True)
+    assert (room.made.carried, room.made.skipped) == (0, (f"vendor/inner: {said}",))
+    assert room.made.start == room.base.sha
+
+
+def test_a_submodule_that_is_not_initialised_is_told(room: Room, tmp_path: Path) -> None:
+    add_module(room.user, tmp_path / "inner")
+    shutil.rmtree(room.user / ".git/modules")
+    shutil.rmtree(room.user / "vendor/inner")
+    (room.user / "vendor/inner").mkdir()
+    room.prepare()
+    assert list((room.repo / "vendor/inner").iterdir()) == []
+    (line,) = room.made.skipped
+    assert line.startswith("vendor/inner: a submodule whose commit your repository has no copy of")
+
+
+def test_the_scan_runs_nothing_that_a_submodule_names(room: Room, tmp_path: Path) -> None:
+    add_module(room.user, tmp_path / "inner")
+    program = write(tmp_path, "run", f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    sh(room.user / "vendor/inner", "config", "core.fsmonitor", str(program))
+    write(room.user, "vendor/inner/lib.c", "edited\n")
+    before = fingerprint(room.user)
+    assert inspect(room.user).dirty == 1
+    assert (fingerprint(room.user), (tmp_path / "ran").exists()) == (before, False)
+
+
+def test_a_broken_submodule_keeps_nobody_from_the_rest(room: Room, tmp_path: Path) -> None:
+    add_module(room.user, tmp_path / "inner")
+    write(room.user, ".git/modules/vendor/inner/HEAD", "nonsense\n")
+    write(room.user, "README.md", "changed\n")
+    room.prepare(with_changes=True)
+    assert (room.base.dirty, room.made.carried) == (1, 1)
+
+
+def test_submodules_come_from_the_local_copy_and_edits_are_seen(room: Room, tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    add_module(room.user, inner)
     inner.rename(tmp_path / "far away")
     before = fingerprint(room.user)
     room.prepare()

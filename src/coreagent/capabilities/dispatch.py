@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -333,7 +334,8 @@ def reply(core: Core, made: Dispatch, resumed: bool = False) -> DispatchReply:
     if made.left_out:
         one = "changed or untracked file of your work tree is left out; --with-changes carries it"
         more = "changed or untracked files of your work tree are left out; --with-changes carries them"
-        notes.append(plural(made.left_out, one, more))
+        but = ", but for submodules" if Path(made.repo_path, ".gitmodules").exists() else ""
+        notes.append(plural(made.left_out, one, more) + but)
     if rows.bypasses(made):
         notes.append("runs without asking and without a sandbox, as you agreed for this repository")
     notes += [note for note in (made.base_note, made.settings_note, prep.not_carried(made)) if note]

@@ -186,14 +186,19 @@ def escapes(path: str, target: str) -> bool:
 
 def _dirty(base: Base, skipped: list[str]) -> list[tuple[str, bool]]:
     """The user's dirty paths, each with whether it is tracked."""
-    out = git(
-        "status", "--porcelain=v2", "-z", "--no-renames", "--untracked-files=all", "--ignore-submodules=all",
-        cwd=base.top, env=environment(user_config=True),
-    ).out  # fmt: skip
+    args = ("status", "--porcelain=v2", "-z", "--no-renames", "--untracked-files=all")
+    env = environment(user_config=True)
+    done = git(*args, cwd=base.top, env=env, ok=None)
+    if done.code != 0:  # because of a submodule that is broken, if it can be answered without them
+        done = git(*args, "--ignore-submodules=all", cwd=base.top, env=env)
     found = []
-    for record in _paths(out):
+    for record in _paths(done.out):
         if record.startswith("1 "):
-            found.append((record.split(" ", 8)[8], True))
+            _, _, module, *_, path = record.split(" ", 8)
+            if module.startswith("S"):
+                skipped.append(f"{path}: {_of_module(module)}")
+            else:
+                found.append((path, True))
         elif record.startswith("u "):
             skipped.append(f"{record.split(' ', 10)[10]}: not merged yet")
         elif record.startswith("? "):
@@ -203,6 +208,12 @@ def _dirty(base: Base, skipped: list[str]) -> list[tuple[str, bool]]:
             else:
                 found.append((path, False))
     return found
+
+
+def _of_module(state: str) -> str:
+    """What is changed of a submodule, by git's `S<commit><modified><untracked>`."""
+    said = ["another commit"] * (state[1] == "C") + ["changes"] * (state[2:] != "..")
+    return f"{' and '.join(said) or 'a change'} of a submodule"
 
 
 def _source(top: Path, path: str) -> os.stat_result | None:

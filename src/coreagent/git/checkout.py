@@ -122,7 +122,8 @@ def _checkout(
     if (base.top / ".worktreeinclude").is_file():
         included, lines = bring_included(base, repo_dir, limits)
         skipped = [*skipped, *lines]
-    modules = _modules(cache, base, repo_dir, index_copy, author)
+    modules, lines = _modules(cache, base, repo_dir, index_copy, author)
+    skipped = [*skipped, *lines]
     git_dir = repo_dir / ".git"
     lines = exclude + [literal(path) for path in included]
     (git_dir / "info" / "exclude").write_text("".join(f"{line}\n" for line in lines), errors="surrogateescape")
@@ -203,11 +204,13 @@ def _anchored(pattern: str) -> str:
     return pattern if pattern.startswith(("/", "!", "#")) or "/" in pattern.rstrip("/") else f"/{pattern}"
 
 
-def _modules(cache: Path, base: Base, repo_dir: Path, index_copy: Path, author: Author) -> list[Module]:
-    """Fill submodules from the user's own local copies; what is not there stays an empty directory."""
+def _modules(
+    cache: Path, base: Base, repo_dir: Path, index_copy: Path, author: Author
+) -> tuple[list[Module], list[str]]:
+    """Fill submodules from the user's own local copies; what is not there stays an empty directory, and is told."""
     if not (repo_dir / ".gitmodules").is_file():
-        return []
-    made = []
+        return [], []
+    made, skipped = [], []
     for number, (path, sha, source) in enumerate(modules_of(base, cache, repo_dir, index_copy)):
         index = index_copy.with_name(f"{index_copy.name}.{number}")
         own = ""
@@ -218,10 +221,13 @@ def _modules(cache: Path, base: Base, repo_dir: Path, index_copy: Path, author: 
             with contextlib.suppress(CoreAgentError):  # not in the local copy: stays empty, never from the network
                 ensure_cache(inner_cache, inner)
                 (repo_dir / path).rmdir()
-                checkout(inner_cache, inner, repo_dir / path, "agent/work", index, author, exclude=())
+                within = checkout(inner_cache, inner, repo_dir / path, "agent/work", index, author, exclude=())
+                skipped += [f"{path}/{line}" for line in within.skipped]
                 own = str(inner_cache)
+        if not own:
+            skipped.append(f"{path}: a submodule whose commit your repository has no copy of; it was left empty")
         made.append(Module(path=path, sha=sha, cache=own, index=str(index)))
-    return made
+    return made, skipped
 
 
 def refs_name(path: str) -> str:

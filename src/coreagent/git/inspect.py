@@ -73,6 +73,8 @@ def inspect(path: Path, branch: str | None = None, tag: str | None = None) -> Ba
         status = _finish(scan)
     if status.code != 0:
         facts = _ask(path)  # it says better than a failed `git status` what is wrong there
+        with _status(path, modules=False) as scan:  # one that is broken is no reason not to work on the rest
+            status = _finish(scan)
     base = _base(path.resolve(), facts, status)
     if branch is None and tag is None:
         if not base.sha:
@@ -206,7 +208,7 @@ def resolve(git_dir: Path, name: str) -> str:
     return done.text if done.code == 0 else ""
 
 
-def _status(path: Path, *before: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+def _status(path: Path, *before: str, modules: bool = True) -> AbstractContextManager[subprocess.Popen[bytes]]:
     return start(
         *before,
         "status",
@@ -214,8 +216,8 @@ def _status(path: Path, *before: str) -> AbstractContextManager[subprocess.Popen
         "--branch",
         "--no-ahead-behind",
         "--no-renames",
-        "--ignore-submodules=dirty",
         "--untracked-files=all",
+        *(() if modules else ("--ignore-submodules=all",)),
         "-z",
         cwd=path,
         env=environment(user_config=True),  # what their own git ignores is no change of theirs
