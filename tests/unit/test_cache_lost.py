@@ -174,7 +174,8 @@ def test_a_refused_harvest_that_holds_nothing_says_so(tmp_path: Path) -> None:
         assert not [line for line in (await room.ask("why", workspace="one")).next if "rescue" in line]
         with pytest.raises(CoreAgentError) as caught:
             await room.ask("accept", workspace="one")
-        assert "nothing of it could be kept" in caught.value.hint
+        assert "core-agent why one` tells where it is" in caught.value.hint
+        assert "is kept as files when the workspace goes" in str((await room.ask("why", workspace="one")).facts)
         assert (await room.ask("reject", workspace="one")).note == ""
 
     in_room(tmp_path, body)

@@ -12,6 +12,7 @@ from tests.support.engine_room import Room, in_room
 from tests.support.git_room import sh, write
 
 from coreagent import paths
+from coreagent.cli.views.status import what_now
 from coreagent.dispatch import bring, leftover
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import Dispatch, Fate, State
@@ -346,3 +347,28 @@ def test_cancel_says_what_is_true_of_a_checkout_that_was_removed(tmp_path: Path)
         assert Path(paths.archive_dir(str(room.home), found.id)).exists() is False
 
     in_room(tmp_path, body, running=True, script="echo > ready; sleep 60")
+
+
+def test_work_in_a_submodule_alone_is_kept_and_it_is_said_where(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        inner = tmp_path / "inner"
+        inner.mkdir()
+        sh(inner, "init", "-q", "-b", "main")
+        write(inner, "lib.c")
+        sh(inner, "add", "-A")
+        sh(inner, "commit", "-q", "-m", "lib")
+        sh(room.repo, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "lib")
+        sh(room.repo, "commit", "-q", "-m", "submodule")
+        write(room.repo, "lib/lib.c", "of the person\n")
+        made = await room.ask("dispatch", task="t", name="one", ephemeral=True)
+        assert "1 changed or untracked file of your work tree is left out" in made.notes[0]
+        assert made.notes[0].endswith("but for submodules")
+        found = await room.until(room.engine.board[made.dispatch_id], *ALL)
+        assert (found.harvest.reason, found.harvest.rescue_ref) == ("submodule_changed", "")
+        (row,) = (await room.ask("status")).workspaces
+        assert what_now(row, room.core.now()).endswith("`why` tells where it is")
+        said = (await room.ask("why", workspace="one")).headline
+        cache = said.partition("its work is kept in ")[2].rstrip(").")
+        assert sh(Path(cache), "log", "--all", "--format=%H")
+
+    in_room(tmp_path, body, running=True, script="echo edited > lib/lib.c")

@@ -147,7 +147,11 @@ def test_status_of_nothing() -> None:
         (row(State.COMPLETED, denied_tools=["Bash"]), "done, but was refused: Bash"),
         (
             row(State.COMPLETED, stage=Stage.HARVEST_REJECTED, harvest_reason="too_large"),
-            "the work could not be brought home (too_large)",
+            "the work could not be brought home (too_large); `why` tells where it is",
+        ),
+        (
+            row(State.COMPLETED, stage=Stage.HARVEST_REJECTED, harvest_reason="too_large", rescue_ref="refs/x"),
+            "the work could not be brought home (too_large); the work is kept",
         ),
         (row(State.FAILED, detail="no credit"), "no credit"),
     ],

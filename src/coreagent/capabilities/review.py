@@ -358,7 +358,8 @@ def _check_acceptable(found: Dispatch) -> None:
             hint=f"look at it with `core-agent diff {found.name}`; "
             f"`core-agent rescue apply {found.name}` brings it over as it is"
             if found.harvest.rescue_ref
-            else f"nothing of it could be kept; `core-agent resume {found.name}`, or `core-agent reject {found.name}`",
+            else f"`core-agent why {found.name}` tells where it is; `core-agent resume {found.name}`, "
+            f"or `core-agent reject {found.name}`",
         )
 
 

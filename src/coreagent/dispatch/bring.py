@@ -326,7 +326,7 @@ async def _bring_taken(engine: Engine, dispatch: Dispatch, taken: git_snapshot.S
     if harvest.status == "complete":
         return Home(harvest, changed=True, branch_sha=harvest.sha)
     if harvest.sha == start:
-        return Home(harvest, True, dispatch.branch_sha)  # there is nothing that could be kept
+        return Home(harvest, True, dispatch.branch_sha)  # no commit of it can be kept
     cache = Path(paths.repo_cache(core.home, dispatch.org, dispatch.repo))
     kept = await asyncio.to_thread(git_rescue.rescue_save, cache, dispatch.name, harvest.sha)
     harvest = harvest.model_copy(update={"rescue_ref": kept.ref})

@@ -79,7 +79,7 @@ def facts(home: str, place: Layout, dispatch: Dispatch) -> list[str]:
             f"no commit can hold {plural(harvest.left_count, 'path')} of its checkout ({names}): "
             f"in {place.repo}, kept as files when the workspace goes"
         )
-    if harvest.reason == "workspace_replaced":
+    if harvest.reason == "workspace_replaced" or (harvest.status == "rejected" and not harvest.sha):
         said.append(f"no commit was made: what lies in {place.root} is kept as files when the workspace goes")
     return said
 

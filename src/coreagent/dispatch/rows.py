@@ -97,6 +97,7 @@ def row(engine: Engine, dispatch: Dispatch, obstacle: Obstacle | None = None) ->
         deletions=dispatch.harvest.deletions,
         denied_tools=dispatch.denied_tools,
         harvest_reason=dispatch.harvest.reason,
+        rescue_ref=dispatch.harvest.rescue_ref,
         not_carried=prep.not_carried(dispatch),
         created_at=dispatch.created_at,
         changed_at=dispatch.changed_at,

@@ -79,6 +79,8 @@ class WorkspaceRow(BaseModel):
     deletions: int = 0
     denied_tools: list[str] = Field(default_factory=list)
     harvest_reason: str = ""
+    rescue_ref: str = ""
+    """Where the tip of work is kept that could not be brought home; empty when no commit of it is."""
     not_carried: str = ""
     """What of the person's files was asked for and not carried into the workspace, and why."""
     created_at: datetime

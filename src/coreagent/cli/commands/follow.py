@@ -225,7 +225,7 @@ class _Follower:
         name = one_line(row.workspace)
         match row.state:
             case State.COMPLETED if row.harvest_reason:
-                self._next(f"core-agent why {name}", *([f"core-agent rescue apply {name}"] if row.files else []))
+                self._next(f"core-agent why {name}", *([f"core-agent rescue apply {name}"] if row.rescue_ref else []))
             case State.COMPLETED if row.reason is Reason.NO_CHANGES:
                 self._next(f"core-agent logs {name}", f'core-agent resume {name} "also do ..."')
             case State.COMPLETED if row.needs_me:

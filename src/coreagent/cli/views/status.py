@@ -151,7 +151,7 @@ def _completed(row: WorkspaceRow, said: str) -> str:
     if row.fate is not Fate.OPEN:
         return said or one_line(row.task)
     if row.stage is Stage.HARVEST_REJECTED:
-        kept = "the work is kept" if row.files else "nothing could be kept"
+        kept = "the work is kept" if row.rescue_ref else "`why` tells where it is"
         return f"the work could not be brought home ({one_line(row.harvest_reason) or 'see why'}); {kept}"
     if row.denied_tools:
         return f"done, but was refused: {one_line(', '.join(row.denied_tools))}"
@@ -334,7 +334,7 @@ def hint_lines(report: StatusReport, width: int, paint: Paint) -> list[str]:
         case State.BLOCKED:
             hints = [f'core-agent resume {name} --answer "..."']
         case State.COMPLETED if first.harvest_reason:
-            hints = [f"core-agent why {name}", *([f"core-agent rescue apply {name}"] if first.files else [])]
+            hints = [f"core-agent why {name}", *([f"core-agent rescue apply {name}"] if first.rescue_ref else [])]
         case State.COMPLETED if first.reason is Reason.NO_CHANGES:
             hints = [f"core-agent logs {name}", f'core-agent resume {name} "also do ..."']
         case State.COMPLETED:
