@@ -70,6 +70,18 @@ def refusal(name: str, inputs: type[BaseModel], error: ValidationError) -> CoreA
     )
 
 
+def wrong_option(command: str, option: str, error: ValidationError, hint: str) -> CoreAgentError:
+    """What `refusal` says of an argument, of an option of the command line."""
+    first = error.errors()[0]
+    return CoreAgentError(
+        "invalid_argument",
+        f"{command}: `{option}` {_words(first)}",
+        cause=f"it is {_shown(first['input'])}",
+        hint=hint,
+        data={"argument": option},
+    )
+
+
 def nearest(text: str, known: list[str]) -> str:
     """The known name that was probably meant, "" when none is near."""
     plain = text.lower().replace("-", "_")
@@ -88,7 +100,12 @@ def _words(one: ErrorDetails) -> str:
     for begin, words in _KINDS.items():
         if kind.startswith(begin):
             return words
-    return one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    said = one["msg"].removeprefix("Value error, ")
+    _, is_choice, choices = said.rstrip(".").partition(" is not one of ")
+    if is_choice:
+        *most, last = choices.split(", ")
+        return f"must be {', '.join(most)} or {last}" if most else f"must be {last}"
+    return said.replace("Input should be", "must be")
 
 
 def _near_choice(one: ErrorDetails) -> str:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from rich.text import Text
 
 from coreagent import paths, wire
+from coreagent.arguments import wrong_option
 from coreagent.capability import Caller
 from coreagent.cli import completion
 from coreagent.cli import session as sessions
@@ -178,8 +180,18 @@ def _usage(error: typer.TyperException, argv: list[str]) -> int:
         return 0 if not argv else error.exit_code
     if error.exit_code != CoreAgentError("usage", "").exit_code:
         return report(CoreAgentError("internal", error.format_message()), argv)
-    path = context.command_path if context is not None else PROGRAM
-    return report(CoreAgentError("usage", error.format_message(), hint=f"{path} --help"), argv)
+    return report(_refusal(error, context.command_path if context is not None else PROGRAM), argv)
+
+
+def _refusal(error: typer.TyperException, path: str) -> CoreAgentError:
+    """A mistake in the words: a value that is wrong has the code that it has on every face."""
+    hint, parameter = f"{path} --help", getattr(error, "param", None)
+    if not isinstance(error, typer.BadParameter) or type(error).__name__ == "MissingParameter":
+        return CoreAgentError("usage", error.format_message(), hint=hint)
+    if isinstance(error.__cause__, ValidationError) and parameter is not None:
+        option = next((word for word in parameter.opts if word.startswith("--")), parameter.name)
+        return wrong_option(path.partition(" ")[2] or path, option, error.__cause__, hint)
+    return CoreAgentError("invalid_argument", error.format_message(), hint=hint)
 
 
 def report(error: CoreAgentError, argv: list[str]) -> int:

@@ -144,7 +144,7 @@ def dispatch(
         "tag": tag,
         "priority": priority,
         "timeout_s": seconds(timeout) if timeout else None,
-        "idle_timeout_s": seconds(idle_timeout) if idle_timeout else None,
+        "idle_timeout_s": seconds(idle_timeout, "--idle-timeout") if idle_timeout else None,
         "expect": expect,
         "permissions": permissions,
         "with_changes": with_changes,
@@ -157,15 +157,13 @@ def dispatch(
         "escalate": escalate,
         "dry_run": dry_run,
     }
-    limit = seconds(wait_timeout) if wait_timeout else None
+    limit = seconds(wait_timeout, "--wait-timeout") if wait_timeout else None
     several = count is not None or agents is not None
     if file:
         batch.dispatch_file(file, arguments, several, follow, limit, as_json, _with_consent)
         return
     if not (arguments["task"] or issue is not None or pr is not None or template or script):
-        raise CoreAgentError(
-            "usage", "there is no task", hint='core-agent dispatch "fix the failing test"   (`-` reads standard input)'
-        )
+        raise CoreAgentError("invalid_argument", "the task is empty", hint='core-agent dispatch "what to do"')
     if several:
         batch.dispatch_siblings(arguments, count, agents, follow, limit, as_json, _with_consent)
         return
@@ -224,7 +222,7 @@ def resume(
 
     Exit codes of --wait are those of dispatch.
     """
-    limit = seconds(wait_timeout) if wait_timeout else None
+    limit = seconds(wait_timeout, "--wait-timeout") if wait_timeout else None
     text = stdin_text().strip() if reply_text == "-" else reply_text
     reply = _with_consent("resume", {"workspace": workspace, "answer": text, "prompt": text_of(more), "fresh": fresh})
     _answer_and_wait(reply, follow, limit, as_json)

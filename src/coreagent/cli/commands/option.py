@@ -55,15 +55,21 @@ def group(help_text: str) -> typer.Typer:
     )
 
 
-def seconds(text: str) -> float:
-    """Read `90s`, `10m`, `2h`, `1h30m`, or bare seconds. Raises: a usage error that names the text."""
+def seconds(text: str, option: str = "--timeout") -> float:
+    """Read `90s`, `10m`, `2h`, `1h30m`, or bare seconds. Raises: invalid_argument that names option and text."""
     matches = list(_DURATION.finditer(text.strip()))
     if not matches or "".join(match.group(0) for match in matches) != text.strip():
-        raise typer.BadParameter(f"{text!r} is not a duration; write 90s, 10m, 2h or 1h30m")
+        raise _no_time(option, "must be a duration", text)
     total = sum(float(match.group(1)) * _UNITS[match.group(2)] for match in matches)
     if total <= 0:
-        raise typer.BadParameter(f"{text!r} is no time at all")
+        raise _no_time(option, "must be more than 0", text)
     return total
+
+
+def _no_time(option: str, what: str, text: str) -> CoreAgentError:
+    return CoreAgentError(
+        "invalid_argument", f"`{option}` {what}", cause=f"it is {text!r}", hint="write 90s, 10m, 2h or 1h30m"
+    )
 
 
 def variables(pairs: Iterable[str]) -> dict[str, str]:
