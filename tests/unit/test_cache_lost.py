@@ -176,6 +176,8 @@ def test_a_refused_harvest_that_holds_nothing_says_so(tmp_path: Path) -> None:
             await room.ask("accept", workspace="one")
         assert "core-agent why one` tells where it is" in caught.value.hint
         assert "is kept as files when the workspace goes" in str((await room.ask("why", workspace="one")).facts)
+        (kept,) = (await room.ask("workspace.clean", workspace="one")).kept.values()
+        assert "`why` tells where it is" in kept
         assert (await room.ask("reject", workspace="one")).note == ""
 
     in_room(tmp_path, body)

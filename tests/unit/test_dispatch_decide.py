@@ -238,6 +238,8 @@ def dispatched(**more: Any) -> Dispatch:
         ({"runs": 0}, "more", ("dispatch", "more")),
         ({"next_kind": "fresh", "next_prompt": "unsaid"}, "", ("fresh", "unsaid")),
         ({"session_id": ""}, "", ("fresh", "")),
+        ({"session_id": "--x"}, "", ("fresh", "")),
+        ({"session_id": "../x"}, "", ("fresh", "")),
         ({"reason": Reason.CONTEXT_OVERFLOW}, "", ("fresh", "")),
         ({"session_id": "", "question": "which?"}, "", ("fresh", "The earlier session asked:\nwhich?")),
     ],

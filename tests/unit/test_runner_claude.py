@@ -488,3 +488,14 @@ def test_interactive(launch: Launch) -> None:
     assert made.argv[1:] == ["--resume", "old"]
     assert made.env["CLAUDE_CONFIG_DIR"] == launch.config_home
     assert made.stdin is None
+
+
+@pytest.mark.parametrize("name", ["--x", "../x", "a/../b", "two words", "x" * 300])
+def test_a_session_that_no_command_line_can_name_is_none_and_it_is_told(name: str) -> None:
+    parser = ClaudeParser()
+    started, told = feed(parser, {"type": "system", "subtype": "init", "session_id": name})
+    assert (started.kind, started.session_id, told.kind) == (EventKind.STARTED, "", EventKind.TEXT)
+    assert "the next turn begins a new one" in told.text
+    feed(parser, result(session_id=name, result="done"))
+    outcome = parser.end(0, None)
+    assert (outcome.terminal, outcome.session_id) == ("success", "")

@@ -55,6 +55,7 @@ from coreagent.models.agent import POISONED, Reason
 from coreagent.models.dispatch import Dispatch, Fate, Options, State
 from coreagent.models.report import DispatchReply
 from coreagent.plural import plural
+from coreagent.runners.base import is_word
 
 
 @capability("dispatch", tool="agentic_dispatch", cli="dispatch")
@@ -313,7 +314,8 @@ def _next_turn(
         return "dispatch", text
     runner = runners.load(found.runner)
     poisoned = found.reason in POISONED or found.next_kind == "fresh"
-    if fresh or poisoned or not runner.resumable or not found.session_id:
+    lost = not found.session_id or not is_word(found.session_id)  # an older release kept whatever a CLI called it
+    if fresh or poisoned or not runner.resumable or lost:
         asked = f"The earlier session asked:\n{found.question}" if found.question and not answer else ""
         return "fresh", "\n\n".join(part for part in (asked, text) if part)
     return "resume", text or CONTINUE

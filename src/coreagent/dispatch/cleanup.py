@@ -54,7 +54,8 @@ def why_kept(engine: Engine, dispatch: Dispatch, now: datetime) -> str:
     if dispatch.fate is not Fate.OPEN:
         return ""
     if dispatch.harvest.status == "rejected":
-        return "its harvest was rejected; accept it by hand from the rescue ref, or `reject` it"
+        way = "bring it over with `rescue apply`" if dispatch.harvest.rescue_ref else "`why` tells where it is"
+        return f"its harvest was rejected; {way}, or `reject` it"
     if now < keep_until(engine, dispatch):
         if dispatch.state is State.COMPLETED and dispatch.reason is not Reason.NO_CHANGES:
             return "nobody accepted or rejected it yet"

@@ -241,6 +241,7 @@ class Parser:
         except (ValueError, TypeError, AttributeError, KeyError, LookupError, OverflowError, RecursionError):
             self.outcome.unparsed += 1
             return []
+        events = [one for event in events for one in _with_plain_session(event)]
         self._note(events)
         return events
 
@@ -310,6 +311,15 @@ class Parser:
             out.terminal, out.reason = "error", Reason.ERROR
             out.message = join_lines(f"exit code {exit_code}", last_lines(stderr_tail))
         return out
+
+
+def _with_plain_session(event: AgentEvent) -> list[AgentEvent]:
+    """The event; without its session, and with a word about that, when no command line could name it."""
+    if is_word(event.session_id):
+        return [event]
+    said = f"[{event.session_id!r:.100} is no name of a session that can be resumed; the next turn begins a new one]"
+    told = AgentEvent(kind=EventKind.TEXT, text=said, data={"session": "refused"})
+    return [event.model_copy(update={"session_id": ""}), told]
 
 
 def lost_of(line: bytes) -> AgentEvent | None:
@@ -415,9 +425,14 @@ def which(program: str, env: Mapping[str, str]) -> str:
 
 def word(value: str, what: str) -> str:
     """Return a model or session name that can be neither an option nor a path. Raises: blocked_flag."""
-    if (value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:@/\[\]-]{0,199}", value)) or ".." in value:
+    if not is_word(value):
         raise CoreAgentError("blocked_flag", f"{value!r:.100} is no {what}", hint=f"give the {what}'s plain name")
     return value
+
+
+def is_word(value: str) -> bool:
+    """Whether a name, if there is any, can be neither an option nor a path that leads up."""
+    return not value or (bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:@/\[\]-]{0,199}", value)) and ".." not in value)
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
