@@ -265,9 +265,22 @@ def test_trust_shows_everything_before_it_asks() -> None:
     trusted = REPO.model_copy(update={"trusted": True})
     applied = lambda a: TrustReply(repo=trusted, hash="h" * 64, settings={"f": "x"}, applied=a["apply"])  # noqa: E731
     told = say("repo", "trust", interactive=True, stdin="yes\n", repo__trust=applied)
-    assert [a["apply"] for _, a in told.calls] == [False, True]
+    assert [(a["apply"], a.get("hash", "")) for _, a in told.calls] == [(False, ""), (True, "h" * 64)]
     assert "trusted as they are now" in told.out
     assert "--yes trusts them" in say("repo", "trust").out
+
+
+def test_what_is_asked_is_what_will_be_agreed_to() -> None:
+    nothing = lambda a: TrustReply(  # noqa: E731
+        repo=REPO.model_copy(update={"bypass_consent": a["bypass"]}), hash="", applied=a["bypass"]
+    )
+    told = say("repo", "trust", "--bypass", interactive=True, stdin="y\n", repo__trust=nothing)
+    assert "there is nothing to trust" in told.out
+    assert "Trust" not in told.out
+    assert "Let agents run here without asking and without a sandbox? [y/N]" in told.out
+    assert told.calls[-1][1] == {"repo": "/here", "bypass": True, "apply": False, "hash": ""}
+    assert told.out.count("there is nothing to trust") == 1
+    assert "Trust these settings, and let agents" in say("repo", "trust", "--bypass", interactive=True).out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.support.engine_room import Room, in_room
 from tests.support.git_room import make_user, sh, write
 from tests.unit.test_claim import NOW
 
@@ -148,3 +149,27 @@ def test_an_applied_is_good_until_the_settings_or_the_trust_change(top: Path) ->
     assert made == trust.depends_on(user, repo(top))
     assert made != trust.depends_on(user, repo(top, "abc"))
     assert made != trust.depends_on(Settings(), repo(top))
+
+
+def test_only_what_was_shown_is_trusted_and_every_reply_says_whether_it_is_that(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        commit(room.repo, **{trust.FILE: OWN})
+        shown = await room.ask("repo.trust")
+        commit(room.repo, **{trust.FILE: OWN.replace("make deps", "make worse")})
+        with pytest.raises(CoreAgentError) as refused:
+            await room.ask("repo.trust", apply=True, bypass=True, hash=shown.hash)
+        assert (refused.value.slug, refused.value.hint) == (
+            "settings_changed", "core-agent repo trust shows them as they are now",
+        )  # fmt: skip
+        assert await room.ask("repo.list") == []
+        now = await room.ask("repo.trust")
+        agreed = await room.ask("repo.trust", apply=True, hash=now.hash)
+        assert (agreed.repo.trusted, agreed.repo.trust_stale) == (True, False)
+        commit(room.repo, **{trust.FILE: OWN})
+        told = [*await room.ask("repo.list"), await room.ask("repo.add"), (await room.ask("repo.trust")).repo]
+        assert [(row.trusted, row.trust_stale) for row in told] == [(True, True)] * 3
+        room.repo.rename(tmp_path / "moved")
+        assert [row.trust_stale for row in await room.ask("repo.list")] == [False]
+        assert (await room.ask("repo.remove", repo="local/project")).repo.trusted
+
+    in_room(tmp_path, body)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from coreagent import paths
 from coreagent.capabilities.parameter import Workspace
@@ -96,20 +98,20 @@ async def repo_add(
     org = names.check(org or (known.org if known else "core"), "org")
     name = names.check(name or (known.name if known else names.directory_name(base.top.name, "repo")))
     if known is not None and (known.org, known.name) == (org, name):
-        return repo_row(core, await _managed(core, known, managed))
+        return await repo_row(core, await _managed(core, known, managed))
     if (taken := engine.repos.get((org, name))) is not None:
         raise CoreAgentError(
             "repo_exists", f"{org}/{name} is {taken.path}", hint="choose another --name, or another --org"
         )
     if known is not None:
-        return repo_row(core, await _managed(core, await _rename(core, known, org, name), managed))
+        return await repo_row(core, await _managed(core, await _rename(core, known, org, name), managed))
     made = Repo(
         org=org, name=name, path=str(base.top), default_branch=base.default_branch, managed=bool(managed),
         added_at=core.now(),
     )  # fmt: skip
     await core.store.commit(SaveRepo(made))
     engine.repos[(org, name)] = made
-    return repo_row(core, made)
+    return await repo_row(core, made)
 
 
 async def _managed(core: Core, known: Repo, managed: bool | None) -> Repo:
@@ -152,13 +154,7 @@ async def _rename(core: Core, known: Repo, org: str, name: str) -> Repo:
 @capability("repo.list", cli="repo list", read_only=True)
 async def repo_list(core: Core) -> list[RepoRow]:
     """List the registered repositories and whether their own settings are trusted."""
-    found = []
-    for repo in sorted(core.engine.repos.values(), key=lambda r: (r.org, r.name)):
-        offer = await asyncio.to_thread(trust.offered, repo) if repo.trusted_hash else None
-        row = repo_row(core, repo)
-        row.trust_stale = offer is not None and offer.hash != repo.trusted_hash
-        found.append(row)
-    return found
+    return [await repo_row(core, repo) for repo in sorted(core.engine.repos.values(), key=lambda r: (r.org, r.name))]
 
 
 @capability("repo.remove", cli="repo remove", destructive=True)
@@ -191,22 +187,32 @@ async def repo_remove(core: Core, caller: Caller, repo: str) -> RepoRemoved:
             await asyncio.to_thread(shutil.rmtree, going, ignore_errors=True)
     await engine.upkeep.warm.forget(*key)
     state: Literal["none", "removed", "kept"] = "removed" if going else "kept" if cache.exists() else "none"
-    return RepoRemoved(repo=repo_row(core, found), cache=state, rescued=max(rescued, kept))
+    return RepoRemoved(repo=await repo_row(core, found), cache=state, rescued=max(rescued, kept))
 
 
 @capability("repo.trust", cli="repo trust")
 async def repo_trust(
-    core: Core, caller: Caller, repo: str = "", apply: bool = False, bypass: bool = False
+    core: Core,
+    caller: Caller,
+    repo: str = "",
+    apply: bool = False,
+    bypass: bool = False,
+    hash: Annotated[str, Field(description="What an earlier reply showed: refused when it changed since")] = "",  # noqa: A002
 ) -> TrustReply:
     """Show the settings of a repository that run commands and, with `apply`, trust exactly these.
 
-    With `bypass`, also agree that agents may run there without asking and without a sandbox. Settings that are wrong
-    cannot be trusted.
+    With `hash`, only what an earlier reply showed. With `bypass`, also agree that agents may run there without asking
+    and without a sandbox. Settings that are wrong cannot be trusted.
     """
     engine = core.engine
     base = await asyncio.to_thread(inspect, Path(intake.find_repository(engine, caller, repo, "")))
     looked_at = intake.register(engine, base)
     offer = await asyncio.to_thread(trust.offered, looked_at)
+    if hash and offer.hash != hash:
+        raise CoreAgentError(
+            "settings_changed",
+            f"the settings of {looked_at.org}/{looked_at.name} changed after they were shown; nothing was trusted",
+        )
     trust.check(offer, looked_at)
     row = intake.register(engine, base)  # again: somebody may have registered it, or taken its name, meanwhile
     if apply or bypass:
@@ -218,10 +224,13 @@ async def repo_trust(
         )
         await core.store.commit(SaveRepo(row))
         engine.repos[(row.org, row.name)] = row
-    return TrustReply(repo=repo_row(core, row), hash=offer.hash, settings=offer.files, applied=apply or bypass)
+    return TrustReply(
+        repo=await repo_row(core, row, offer), hash=offer.hash, settings=offer.files, applied=apply or bypass
+    )
 
 
-def repo_row(core: Core, repo: Repo) -> RepoRow:
+async def repo_row(core: Core, repo: Repo, offer: trust.Offer | None = None) -> RepoRow:
+    """What is told of a registered repository; `offer` is what it brings now, when that was read already."""
     sync = core.engine.upkeep.sync
     known = sync.known(repo.path)
     return RepoRow(
@@ -230,6 +239,7 @@ def repo_row(core: Core, repo: Repo) -> RepoRow:
         path=repo.path,
         default_branch=repo.default_branch,
         trusted=bool(repo.trusted_hash),
+        trust_stale=await _stale(repo, offer),
         bypass_consent=repo.bypass_consent,
         managed=repo.managed,
         fetched_at=known.at,
@@ -237,3 +247,15 @@ def repo_row(core: Core, repo: Repo) -> RepoRow:
         fetch_error=known.error,
         next_fetch=sync.next_at(repo.path) if core.settings.sync.fetch_minutes else None,
     )
+
+
+async def _stale(repo: Repo, offer: trust.Offer | None) -> bool:
+    """Whether what a person trusted is not what the repository brings now; unknown is no when it is not there."""
+    if not repo.trusted_hash:
+        return False
+    try:
+        if offer is None:
+            offer = await asyncio.to_thread(trust.offered, repo)
+    except CoreAgentError:
+        return False
+    return offer.hash != repo.trusted_hash

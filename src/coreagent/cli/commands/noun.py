@@ -211,15 +211,22 @@ def repo_trust(
     reply: TrustReply = session().call("repo.trust", repo=chosen, apply=yes, bypass=bypass and yes)
     if not yes and not as_json and terminal().interactive:
         say(listing.trust_lines(reply, terminal().width, paint()))
-        question = "Trust these settings, and agents without asking and without a sandbox?" if bypass else "Trust them?"
-        if not (reply.settings or bypass) or not ask(question):
+        if not (reply.settings or bypass) or not ask(_question(reply, bypass)):
             return
-        reply = session().call("repo.trust", repo=chosen, apply=True, bypass=bypass)
-        say(listing.trust_lines(reply, terminal().width, paint())[-2:])
+        shown = {"apply": bool(reply.settings), "hash": reply.hash}
+        reply = session().call("repo.trust", repo=chosen, bypass=bypass, **shown)
+        say(listing.agreed_lines(reply, terminal().width, paint()))
         return
     answer(reply, as_json, lambda t: listing.trust_lines(reply, t.width, paint()))
     if not reply.applied and not as_json and (reply.settings or bypass):
         say([paint().dim("nothing was changed; --yes trusts them")])
+
+
+def _question(reply: TrustReply, bypass: bool) -> str:
+    if not bypass:
+        return "Trust them?"
+    free = "agents run here without asking and without a sandbox?"
+    return f"Trust these settings, and let {free}" if reply.settings else f"Let {free}"
 
 
 @rescue.command("list")

@@ -147,13 +147,18 @@ def trust_lines(reply: TrustReply, width: int, paint: Paint) -> list[str]:
         for file, text in reply.settings.items():
             lines += ["", paint.bold(one_line(file)), *(f"  {line}" for line in safe_lines(text))]
         lines.append("")
-    if reply.applied:
-        if reply.repo.trusted:
-            lines.append(paint.green(f"✓ trusted as they are now ({reply.hash[:12]}); a change asks again"))
-        if reply.repo.bypass_consent:
-            lines += [
-                paint.yellow(line) for line in wrap("agents may run here without asking and without a sandbox", width)
-            ]
+    return lines + agreed_lines(reply, width, paint)
+
+
+def agreed_lines(reply: TrustReply, width: int, paint: Paint) -> list[str]:
+    """What a person agreed to, and nothing where they only looked."""
+    lines: list[str] = []
+    if reply.applied and reply.repo.trusted and not reply.repo.trust_stale:
+        lines.append(paint.green(f"✓ trusted as they are now ({reply.hash[:12]}); a change asks again"))
+    if reply.applied and reply.repo.bypass_consent:
+        lines += [
+            paint.yellow(line) for line in wrap("agents may run here without asking and without a sandbox", width)
+        ]
     return lines
 
 
