@@ -14,12 +14,14 @@ from tests.support.engine_room import Room, in_room
 from tests.unit.test_claim import NOW, queued
 
 from coreagent.capabilities.dispatch import CONTINUE, _next_turn
+from coreagent.capabilities.status import _headline
+from coreagent.cli.views.status import what_now
 from coreagent.dispatch import attached, cleanup, ending, environment, launch
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.verdict import Verdict
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Outcome, Reason, Usage
-from coreagent.models.dispatch import Attempt, Dispatch, State
+from coreagent.models.dispatch import Attempt, Dispatch, Fate, State
 
 WORK = "echo done >> made.txt; test ! -e ask || echo 'what now?' > BLOCKED.md"
 
@@ -47,6 +49,25 @@ def test_resume_and_reject_at_once(tmp_path: Path) -> None:
         assert slugs(list(replies)) == ["MoveReply", "workspace_gone"]
         assert made.id not in room.engine.board
         assert not room.checkout(made).exists()
+
+    in_room(tmp_path, body)
+
+
+def test_what_was_decided_is_told_before_the_state_it_was_decided_in(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        made = await room.prepare("one")
+        await room.ask("reject", workspace="one")
+        assert (await room.ask("why", workspace="one")).headline == "It was paused and was rejected."
+        (row,) = (await room.ask("status", workspace="one")).workspaces
+        assert what_now(row, room.core.now()) == "Prepare a workspace."
+        for state, told in (
+            (State.BLOCKED, "was blocked"),
+            (State.FAILED, "failed"),
+            (State.CANCELLED, "was cancelled"),
+            (State.COMPLETED, "completed"),
+        ):
+            decided = made.model_copy(update={"state": state, "fate": Fate.ACCEPTED, "question": "what now?"})
+            assert _headline(room.engine, decided) == f"It {told} and was accepted."
 
     in_room(tmp_path, body)
 

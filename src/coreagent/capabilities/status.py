@@ -108,6 +108,9 @@ async def find_open(core: Core, workspace: Workspace) -> Dispatch:
 
 
 def _headline(engine: Engine, d: Dispatch) -> str:
+    if d.fate is not Fate.OPEN:
+        came = d.state if d.state in (State.COMPLETED, State.FAILED) else f"was {d.state}"
+        return f"It {came} and was {d.fate}."
     if (hold := attached.holder(engine, d.id)) is not None:
         return f"A person is attached to it ({hold.words()}): it waits until they leave that session."
     match d.state:
@@ -123,8 +126,6 @@ def _headline(engine: Engine, d: Dispatch) -> str:
             return f"It is paused: {d.detail or 'a person stopped it between turns'}."
         case State.BLOCKED:
             return f"The agent asks: {d.question.strip() or d.detail}"
-        case _ if d.fate is not Fate.OPEN:
-            return f"It {'was ' if d.state is State.CANCELLED else ''}{d.state} and was {d.fate}."
         case State.COMPLETED if d.reason is Reason.NO_CHANGES and d.options.expect == "none":
             return "The agent ended well and changed nothing, as it was meant to."
         case State.COMPLETED if d.reason is Reason.NO_CHANGES:

@@ -122,6 +122,8 @@ def what_now(row: WorkspaceRow, now: datetime) -> str:
     said = one_line(row.detail)
     if row.attached_pid:
         return f"attached: a person is in its session (pid {row.attached_pid})"
+    if row.fate is not Fate.OPEN and row.state in (State.PAUSED, State.BLOCKED):
+        return one_line(row.task)  # what it waited for, nobody needs to do any more
     match row.state:
         case State.BLOCKED:
             return "asks: " + (one_line(row.question) or said or "see BLOCKED.md")
