@@ -114,6 +114,8 @@ class DispatchChanged(_Message):
     workspace: str
     state: str
     reason: str = ""
+    fate: str = "open"
+    """accepted or rejected once a person decided about the result"""
     moved: bool = False
     """It came to this state now; otherwise something else about it changed."""
 

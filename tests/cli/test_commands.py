@@ -19,7 +19,7 @@ from coreagent.cli import run as runs
 from coreagent.cli.session import Session, load_capabilities
 from coreagent.cli.terminal import Terminal
 from coreagent.errors import CoreAgentError
-from coreagent.models.dispatch import State
+from coreagent.models.dispatch import Fate, State
 from coreagent.models.report import (
     AcceptReply,
     CleanReply,
@@ -27,6 +27,7 @@ from coreagent.models.report import (
     DispatchReply,
     LogReply,
     MoveReply,
+    PoolRow,
     QueueReport,
     RepoRemoved,
     RepoRow,
@@ -298,6 +299,48 @@ def test_wait_leaves_with_what_became_of_the_job(state: State, code: int, as_jso
         assert [line["state"] for line in lines] == ["queued", "queued", "running", str(state)]
     else:
         assert str(state) in told.out
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_what_is_at_rest_or_decided_is_not_waited_for(as_json: list[str]) -> None:
+    for one, code in (
+        (row(State.COMPLETED, runs=1, needs_me=True), 0),
+        (row(State.COMPLETED, runs=1, fate=Fate.ACCEPTED), 0),
+        (row(State.FAILED, runs=1, fate=Fate.REJECTED), 10),
+        (row(State.PAUSED, fate=Fate.REJECTED), 11),
+    ):
+        told = say("wait", "x", *as_json, status=StatusReport(workspaces=[one]))
+        assert told.code == code
+        assert [a for name, a in told.calls if name == "watch" and a["timeout_s"]] == []
+        assert "resume" not in told.out
+        assert as_json or str(one.fate if one.fate is not Fate.OPEN else one.state) in told.out
+
+
+def test_status_that_is_watched_is_told_at_once_and_again_whenever_it_is_another() -> None:
+    running = row(State.RUNNING)
+    later = running.model_copy(update={"elapsed_s": 9e9})
+    first = StatusReport(workspaces=[running])
+    frozen = first.model_copy(update={"pools": [PoolRow(pool="claude", frozen=True)]})
+    warned = frozen.model_copy(update={"warnings": ["look out"]})
+    quiet = StatusReport(workspaces=[later])
+    for rows, lines in (([first], 1), ([first, quiet, frozen, frozen, warned, first], 4)):
+        looked = iter(rows)
+
+        def status(_: Any, looked: Any = looked) -> Any:
+            return next(looked, KeyboardInterrupt())
+
+        told = say("status", "--watch", "--json", status=status)
+        assert told.code == 130
+        assert len(told.out.splitlines()) == lines
+
+
+def test_who_watches_a_task_is_told_its_end() -> None:
+    decided = StatusReport(workspaces=[row(State.COMPLETED, fate=Fate.ACCEPTED)])
+    over = WatchReply(seq=7, over=True)
+    told = say("watch", "x", watch=over, status=decided)
+    assert (told.code, told.out, told.err) == (0, f"{decided.workspaces[0].workspace} was accepted\n", "")
+    assert say("watch", "x", "--json", watch=over, status=decided).out == ""
+    assert say("watch", "x", "--once", watch=over, status=decided).code == 75
 
 
 def test_wait_gives_up_and_says_that_the_job_goes_on() -> None:

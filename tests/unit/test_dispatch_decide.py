@@ -15,7 +15,9 @@ from tests.unit.test_claim import NOW, queued
 
 from coreagent.capabilities.dispatch import CONTINUE, _next_turn
 from coreagent.capabilities.status import _headline
+from coreagent.cli.views.event import message_line
 from coreagent.cli.views.status import what_now
+from coreagent.cli.views.text import Paint
 from coreagent.dispatch import attached, cleanup, ending, environment, launch
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.verdict import Verdict
@@ -241,6 +243,26 @@ def test_watch_misses_nothing_between_two_looks(tmp_path: Path) -> None:
         assert [e["seq"] for e in reply.events] == [since + 1]
         later = await room.ask("watch", since=10**9, timeout_s=0)  # of another store
         assert (later.timed_out, later.seq) == (True, since + 1)
+
+    in_room(tmp_path, body)
+
+
+def test_of_what_was_let_go_the_rest_is_told_and_then_that_it_is_over(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        await room.prepare("one")
+        since = room.engine.seq
+        watching = asyncio.create_task(room.ask("watch", workspace="one", since=since, timeout_s=60))
+        await asyncio.sleep(0)
+        await room.ask("reject", workspace="one")
+        async with asyncio.timeout(20):
+            seq, told = since, []
+            while not (reply := await room.ask("watch", workspace="one", since=seq, timeout_s=60)).over:
+                seq, told = reply.seq, told + reply.events
+            assert (await watching).events
+        assert "local/project/one rejected" in message_line(told[0], 200, Paint(False))
+        assert (reply.events, reply.timed_out) == ([], False)
+        with pytest.raises(CoreAgentError):
+            await room.ask("watch", workspace="none", timeout_s=60)
 
     in_room(tmp_path, body)
 

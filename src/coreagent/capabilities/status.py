@@ -338,23 +338,28 @@ def _next(engine: Engine, d: Dispatch) -> list[str]:
 async def watch(
     core: Core, caller: Caller, workspace: Workspace = "", since: int = 0, timeout_s: float = 30.0
 ) -> WatchReply:
-    """Wait until something happens after event `since` (0: from now, -1: from the first) or the time is out."""
+    """Wait until something happens after event `since` (0: from now, -1: from the first) or the time is out.
+
+    Of a workspace that was let go, what is left is told, then that it is `over`.
+    """
     engine = core.engine
-    wanted = open_to(core, caller, workspace).id if workspace or caller.role == "worker" else ""
+    wanted = (await seen_by(core, caller, workspace)).id if workspace or caller.role == "worker" else ""
     # 0, or one of another store: from now; a negative one: from the first.
     after = max(since, 0) if since and since <= engine.seq else engine.seq
     deadline = time.monotonic() + min(max(timeout_s, 0.0), WATCH_MAX_S)
     while True:
         turns = engine.turns
+        gone = bool(wanted) and wanted not in engine.board
         found = await core.store.events(after, dispatch_id=wanted)
         left = deadline - time.monotonic()
-        if found or left <= 0:
+        if found or gone or left <= 0:
             named = {e.dispatch_id for e in found} or {wanted}
             return WatchReply(
                 seq=max((e.seq for e in found), default=after),
                 events=[e.model_dump(mode="json") for e in found],
                 workspaces=[rows.row(engine, d) for i in sorted(named) if (d := engine.board.get(i)) is not None],
-                timed_out=not found,
+                timed_out=not found and not gone,
+                over=gone and not found,
             )
         await engine.changed(left, turns)
 

@@ -221,8 +221,8 @@ class Engine:
             self.attempts[new.id] = attempt
 
     def _moved(self, d: Dispatch) -> events.Message:
-        moved = d.state_since == d.changed_at
-        return events.DispatchChanged(workspace=d.workspace, state=d.state.value, reason=d.reason or "", moved=moved)
+        state, reason, moved = d.state.value, d.reason or "", d.state_since == d.changed_at
+        return events.DispatchChanged(workspace=d.workspace, state=state, reason=reason, fate=d.fate, moved=moved)
 
     def _event(self, d: Dispatch, message: events.Message) -> Event:
         return Event(

@@ -169,6 +169,8 @@ class WatchReply(BaseModel):
     events: list[dict[str, Any]] = Field(default_factory=list)
     workspaces: list[WorkspaceRow] = Field(default_factory=list)
     timed_out: bool = False
+    over: bool = False
+    """The workspace that was asked for was let go, and all of its events were told: nothing more will come."""
 
 
 class MoveReply(BaseModel):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain
 from time import time
 from typing import Annotated, Any
 from zlib import crc32
@@ -10,7 +11,7 @@ from zlib import crc32
 import typer
 
 from coreagent.cli.commands import suggest
-from coreagent.cli.commands.follow import TICK_S, Position, at_rest, changes, words_of
+from coreagent.cli.commands.follow import TICK_S, Position, at_rest, changes, latest, words_of
 from coreagent.cli.commands.option import (
     Json,
     Workspace,
@@ -102,10 +103,11 @@ def wait_batch(batch: str, as_json: bool, limit_s: float | None = None, *, at: P
     at = at or Position(ends=time() + limit_s if limit_s else 0.0)
     told: dict[str, str] = {}
     try:
+        since = latest()
         rows: list[WorkspaceRow] = session().call("batch.show", batch=batch)
         if at.said == _checksum(rows):
             told = {row.dispatch_id: _seen(row) for row in rows}
-        for events in _first_and(changes("", TICK_S)):
+        for events in chain([[{}]], changes("", TICK_S, since)):
             if events:
                 rows = session().call("batch.show", batch=batch)
                 _tell(rows, told, as_json)
@@ -131,13 +133,6 @@ def wait_batch(batch: str, as_json: bool, limit_s: float | None = None, *, at: P
         say(batch_views.end_lines(batch, rows, terminal().width, paint()))
     codes = {views.exit_code(row.state, row.harvest_reason) for row in rows}
     return next((code for code in (10, 11, 12, 1) if code in codes), 0)
-
-
-def _first_and(ticks: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-    """`ticks`, of which the second is looked at like one with news: something may have come before anybody listened."""
-    yield [{}]
-    yield [{}, *next(ticks)]
-    yield from ticks
 
 
 def _seen(row: WorkspaceRow) -> str:

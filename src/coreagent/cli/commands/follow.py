@@ -23,7 +23,7 @@ from coreagent.cli.views.status import mark, state_words, what_now
 from coreagent.cli.views.text import diffstat, duration, fit, money, next_lines, one_line, used
 from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError
 from coreagent.models.agent import EventKind, Reason
-from coreagent.models.dispatch import ACTIVE, State
+from coreagent.models.dispatch import ACTIVE, Fate, State
 from coreagent.models.report import LogReply, WorkspaceRow
 from coreagent.plural import plural
 
@@ -38,13 +38,31 @@ def line_width() -> int:
     return here.width if here.out.isatty() else UNWRAPPED
 
 
-def changes(workspace: str, tick: float) -> Iterator[list[dict[str, Any]]]:
-    """Yield the messages since the last time, at least every `tick` seconds ([] when it was quiet)."""
-    seq = session().call("watch", workspace=workspace, since=0, timeout_s=0).seq
+def latest() -> int:
+    """The number of the last message of all, to begin from: taken before a first look, nothing falls in between."""
+    seq: int = session().call("watch", since=0, timeout_s=0).seq
+    return seq
+
+
+def changes(workspace: str, tick: float, since: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages since the last time, at least every `tick` seconds ([] when it was quiet).
+
+    When the workspace is let go, of all others from then on.
+    """
     while True:
-        reply = session().call("watch", workspace=workspace, since=seq, timeout_s=tick)
-        seq = max(seq, reply.seq)
+        reply = session().call("watch", workspace=workspace, since=since, timeout_s=tick)
+        since = max(since, reply.seq)
+        if reply.over:
+            workspace = ""
         yield reply.events
+
+
+def looks(workspace: str, tick: float) -> Iterator[None]:
+    """Yield at once, and then whenever something happened or `tick` seconds passed."""
+    since = latest()
+    yield
+    for _ in changes(workspace, tick, since):
+        yield
 
 
 def row_of(workspace: str) -> WorkspaceRow:
@@ -102,11 +120,10 @@ def wait(
     again = ["wait", workspace, *(["--json"] if as_json else [])]
     session().resume_with([*again, *words_of(at)])
     try:
+        since = latest()
         row = row_of(workspace)
-        follower.show(row)
-        _told(again, follower)
-        for _ in changes(row.workspace, TICK_S if follower.moves else 5.0):
-            row = row_of(row.workspace)
+        news = changes(row.workspace, TICK_S if follower.moves else 5.0, since)
+        while True:
             follower.show(row)
             _told(again, follower)
             if at_rest(row):
@@ -118,6 +135,8 @@ def wait(
                     f"{row.workspace} is still {row.state}" + (f" after {duration(limit_s)}" if limit_s else ""),
                     hint=f"it goes on; core-agent logs -f {row.workspace} follows it",
                 )
+            next(news)
+            row = row_of(row.workspace)
         follower.end(row)
         return answer.exit_code(row.state, row.harvest_reason)
     except ClientGone:
@@ -224,6 +243,8 @@ class _Follower:
         say("  " + fit(line, line_width() - 2) for line in (what_now(row, now()), row.not_carried) if line)
         name = one_line(row.workspace)
         match row.state:
+            case _ if row.fate is not Fate.OPEN:
+                return
             case State.COMPLETED if row.harvest_reason:
                 self._next(f"core-agent why {name}", *([f"core-agent rescue apply {name}"] if row.rescue_ref else []))
             case State.COMPLETED if row.reason is Reason.NO_CHANGES:
@@ -316,13 +337,13 @@ def watch(
     ] = False,
     as_json: JsonLines = False,
 ) -> None:
-    """Follow what happens, one line per message, until Ctrl-C.
+    """Follow what happens, one line per message, until Ctrl-C; of one workspace, until it is accepted or rejected.
 
     With --json: JSON Lines, one message per line, each with its `seq`.
     """
     ends = monotonic() + seconds(timeout) if timeout else None
     if since is None:
-        seq = session().call("watch", workspace=workspace, since=0, timeout_s=0).seq
+        seq = latest()
     else:
         seq = since or -1  # to the capability 0 means from now
     again = ["watch", *([workspace] if workspace else []), *(["--once"] if once else [])]
@@ -342,6 +363,11 @@ def watch(
             say([to_json(message, line=True) if as_json else event.message_line(message, terminal().width, paint())])
         if once and reply.events:
             return
+        if reply.over:
+            if not as_json:
+                row = row_of(workspace)
+                say([f"{one_line(row.workspace)} {'was ' if row.fate is not Fate.OPEN else ''}{state_words(row)}"])
+            raise typer.Exit(75 if once else 0)
         if ends is not None and monotonic() >= ends:
             raise typer.Exit(75 if once else 0)
 
@@ -389,7 +415,7 @@ def logs(
         elif at_rest(row):
             break
         runs = row.runs
-        ticks = ticks or changes(workspace, TICK_S)
+        ticks = ticks or changes(workspace, TICK_S, latest())
         next(ticks)
     if document is not None:
         say([to_json(document)])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from coreagent.cli.commands.follow import changes
+from coreagent.cli.commands.follow import looks
 from coreagent.cli.commands.option import (
     Json,
     JsonLines,
@@ -43,6 +43,8 @@ def status(
 
 
 ALL = "core-agent status --all"
+LOOK_S = 1.0
+"""How often `--watch` looks when nothing happens: not every change is a message."""
 
 
 def _status_view(report: StatusReport, here: Terminal, show_all: bool) -> list[str]:
@@ -62,7 +64,7 @@ def _status_watch(workspace: str, show_all: bool, as_json: bool) -> None:
         return
     try:
         with Screen(here) as screen:
-            for _ in changes(workspace, 1.0):
+            for _ in looks(workspace, LOOK_S):
                 report = session().call("status", workspace=workspace, all=show_all)
                 room = here.height - FOOT
                 view = status_lines(report, here.width, paint(), now(), room, "" if show_all else ALL)
@@ -74,16 +76,18 @@ def _status_watch(workspace: str, show_all: bool, as_json: bool) -> None:
 
 
 def _status_lines(workspace: str, show_all: bool, as_json: bool) -> None:
-    """Without a screen: the report again whenever something moved (JSON Lines, or text between blank lines)."""
+    """Without a screen: the report again whenever it is another one (JSON Lines, or text between blank lines)."""
     last = None
-    for _ in changes(workspace, 5.0):
+    for _ in looks(workspace, LOOK_S):
         report: StatusReport = session().call("status", workspace=workspace, all=show_all)
-        seen = [(row.dispatch_id, row.state, row.last_tool, row.tokens, row.fate) for row in report.workspaces]
-        if (seen, report.counts) == last:
+        # That time passes is no news.
+        still = [row.model_copy(update={"elapsed_s": None}) for row in report.workspaces]
+        seen = report.model_copy(update={"workspaces": still})
+        if seen == last:
             continue
         say([to_json(report, line=True)] if as_json else [*status_lines(report, terminal().width, paint(), now()), ""])
         terminal().out.flush()
-        last = (seen, report.counts)
+        last = seen
 
 
 def why(workspace: Workspace, as_json: Json = False) -> None:

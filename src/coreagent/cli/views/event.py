@@ -99,6 +99,8 @@ def message_line(message: Mapping[str, Any], width: int, paint: Paint) -> str:
     told = dict(event.data)
     state = str(told.pop("State", told.pop("state", "")))
     reason = str(told.pop("Reason", told.pop("reason", "")))
+    if (fate := told.pop("Fate", "open")) != "open":
+        state, reason = str(fate), ""
     for known in ("Workspace", "workspace", "Agent", "Repo", "Moved", "type"):
         told.pop(known, None)
     words = [state + (f": {reason}" if reason and reason != state else "")] if state else ([reason] if reason else [])
