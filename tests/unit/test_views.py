@@ -406,3 +406,18 @@ def test_a_diff_on_a_screen_keeps_its_lines_and_shows_what_they_hold() -> None:
     lines = answer.diff_lines(DiffReply(workspace="w", base="a", head="b", text=text), Paint(False))
     assert lines == ["+   one␍", "+a␌b<U+2028>c␛[2J", "-<U+202E>d"]
     assert answer.diff_lines(DiffReply(workspace="w", base="a", head="a"), Paint(False)) == []
+
+
+@pytest.mark.parametrize("height", [7, 9, 12])
+def test_what_runs_is_seen_before_what_is_warned_of(height: int) -> None:
+    warned = [f"warning {n}: " + "far too long for one line " * 4 for n in range(4)]
+    few = StatusReport(counts=Counts(running=1), workspaces=[row(State.RUNNING, name="me")], warnings=warned)
+    lines = status_lines(few, 50, PLAIN, NOW, height, "core-agent status --all")
+    assert len(lines) <= height
+    assert any("app/me" in line for line in lines)
+    assert "1 running" in lines
+    told = [line for line in lines if line.startswith("! ")]
+    assert 0 < len(told) <= 4
+    assert all(width_of(line) <= 50 for line in lines)
+    if len(told) < 4:
+        assert told[-1] == f"! {4 - len(told) + 1} warnings: core-agent status --all"

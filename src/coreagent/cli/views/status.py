@@ -26,6 +26,7 @@ from coreagent.cli.views.text import (
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import ACTIVE, Fate, Stage, State
 from coreagent.models.report import PoolRow, StatusReport, WorkspaceRow
+from coreagent.plural import plural
 
 WIDE = 100
 NOW_MIN = 30
@@ -206,11 +207,12 @@ def status_lines(
 ) -> list[str]:
     """The whole screen of `status`, line by line, none wider than `width`.
 
-    With `room`, at most so many lines where that can be: the counts and the oldest that need a person stay, what does
-    not fit is counted, and `all_of_it` is the command that shows it.
+    With `room`, at most so many lines where that can be: the counts and the first of each section stay, then warnings
+    and more rows, what does not fit is counted, and `all_of_it` is the command that shows it.
     """
-    top = [paint.yellow(line) for said in report.warnings for line in _warning(one_line(said), width)]
-    top += headline(report, width, paint)
+    warnings = [line for said in report.warnings for line in _warning(one_line(said), width)]
+    counts = headline(report, width, paint)
+    top = [*(paint.yellow(line) for line in warnings), *counts]
     told = [(title, rows) for title, rows in sections(report) if rows]
     shown = [row for _, rows in told for row in rows]
     # One set of columns for all sections: the eye runs down them.
@@ -223,8 +225,12 @@ def status_lines(
     whole = [line for block in blocks for lines in block for line in lines]
     if not room or len(top) + len(whole) + len(pools) <= room:
         return top + whole + pools
+    where = f": {all_of_it}" if all_of_it else ""
+    firsts = sum(len(line) for block in blocks for line in block[:2])
+    warnings = _warnings_that_fit(report.warnings, width, room - len(counts) - 1 - firsts, where)
+    top = [*(paint.yellow(line) for line in warnings), *counts]
     kept, hidden = _that_fit(blocks, room - len(top) - 1)
-    more = f"+{hidden:,} more" + (f": {all_of_it}" if all_of_it else "")
+    more = f"+{hidden:,} more{where}"
     lines = [*top, *kept, *([paint.dim(fit(more, width))] if hidden else [])]
     return lines + (pools if len(lines) + len(pools) <= room else [])
 
@@ -233,6 +239,18 @@ def _warning(text: str, width: int) -> list[str]:
     """A warning in full: its end says where the mistake is and what to do."""
     first, *rest = wrap(text, width - 2)
     return [f"! {first}", *(f"  {line}" for line in rest)]
+
+
+def _warnings_that_fit(warnings: list[str], width: int, room: int, where: str) -> list[str]:
+    """The warnings in full where they fit, else a line of each; at least one line that counts them."""
+    whole = [line for said in warnings for line in _warning(one_line(said), width)]
+    if len(whole) <= room:
+        return whole
+    short = [fit(f"! {one_line(said)}", width) for said in warnings]
+    if len(short) <= max(1, room):
+        return short
+    kept = short[: max(0, room - 1)]
+    return [*kept, fit(f"! {plural(len(short) - len(kept), 'warning')}{where}", width)]
 
 
 def _that_fit(blocks: list[list[list[str]]], room: int) -> tuple[list[str], int]:
