@@ -55,7 +55,7 @@ class Line:
         self.wanted = False
         self.special_screen = False
         self._sending = False
-        self._unsent = b""
+        self.unsent = b""
         self.heard = False
         self._told = False
         self._patience = wire.patience(os.environ)
@@ -64,14 +64,14 @@ class Line:
 
     def send(self, data: bytes) -> None:
         """Send whole frames; a signal handler that comes in between waits for its turn."""
-        if self._sending or self._unsent:
-            self._unsent += data
+        if self._sending or self.unsent:
+            self.unsent += data
             return
         self._sending = True
         try:
             self._push(data)
-            while self._unsent and not self.pumping:
-                data, self._unsent = self._unsent, b""
+            while self.unsent and not self.pumping:
+                data, self.unsent = self.unsent, b""
                 self._push(data)
         finally:
             self._sending = False
@@ -88,10 +88,10 @@ class Line:
             sent = self.sock.send(data)
         except BlockingIOError:
             sent = 0
-        self._unsent = data[sent:] + self._unsent
+        self.unsent = data[sent:] + self.unsent
 
     def flush(self) -> None:
-        data, self._unsent = self._unsent, b""
+        data, self.unsent = self.unsent, b""
         self.send(data)
 
     def signals(self) -> None:
@@ -112,6 +112,9 @@ class Line:
         self.leave(128 + number)
 
     def _on_window(self, number: int, frame: object) -> None:
+        self.tell_window()
+
+    def tell_window(self) -> None:
         columns, lines = wire.window(self.ttys)
         self._tell(wire.frame(wire.WINDOW, b"%d %d" % (columns, lines)))
 
@@ -130,12 +133,18 @@ class Line:
         if self.special_screen:
             write(1, _LEAVE_SCREEN)
             self.special_screen = False
+            if _signal.getsignal(_signal.SIGTSTP) is not _signal.SIG_IGN:
+                _signal.signal(_signal.SIGTSTP, _signal.SIG_DFL)
 
     def _hear(self) -> bytes:
         """The daemon's next words; the first ones are not waited for for ever.
 
         Raises: CoreAgentError.
         """
+        if self.pumping or (self.heard and self.again and self.ttys[1] == "0"):
+            from coreagent.listening import read
+
+            return read(self)
         if self.heard:
             return self.sock.recv(262144)
         while True:
@@ -166,15 +175,18 @@ class Line:
         """
         decoder = wire.Decoder(wire.FROM_DAEMON)
         while True:
-            data = self._read() if self.pumping else self._hear()
+            data = self._hear()
             if not data:
                 if self.interrupts:
                     return INTERRUPTED  # a frame that waited for our reader was cut short, as we asked
                 raise ConnectionResetError
             for kind, payload in decoder.feed(data):
                 if kind == wire.OUT:
-                    if self.ttys[1] == "1" and b"\x1b[?" in payload:
+                    if not self.special_screen and self.ttys[1] == "1" and b"\x1b[?" in payload:
+                        from coreagent.listening import suspendable
+
                         self.special_screen = True
+                        suspendable(self)
                     write(1, payload)
                 elif kind == wire.ERR:
                     write(2, payload)
@@ -200,33 +212,6 @@ class Line:
             self.pumping = True
             self.sock.setblocking(False)
 
-    def _read(self) -> bytes:
-        # Sending never waits here: the daemon may itself be waiting for us to read.
-        import select
-
-        while True:
-            poll = select.poll()
-            poll.register(self.sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-            if self.wanted and not self._unsent:
-                poll.register(0, select.POLLIN)
-            ready = dict(poll.poll())
-            events = ready.get(self.sock.fileno(), 0)
-            if events & select.POLLOUT:
-                self.flush()
-            if events & ~select.POLLOUT:
-                return self.sock.recv(262144)
-            if 0 in ready:
-                self._take_input()
-
-    def _take_input(self) -> None:
-        """Answer one `WANT`: one piece of standard input, or its end."""
-        try:
-            data = os.read(0, 65536)
-        except OSError:
-            data = b""
-        self.wanted = False
-        self.send(wire.frame(wire.INPUT, data) if data else wire.frame(wire.END))
-
 
 def write(fd: int, data: bytes) -> None:
     """Write everything. A reader that went away ends us as it ends any program: by SIGPIPE.
@@ -243,8 +228,9 @@ def write(fd: int, data: bytes) -> None:
             waiting.register(fd, select.POLLOUT)
             waiting.poll()
         except BrokenPipeError:
-            _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
-            os.kill(os.getpid(), _signal.SIGPIPE)
+            from coreagent.listening import unheard
+
+            unheard()
         except OSError as error:
             import errno
 
