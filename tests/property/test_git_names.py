@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coreagent.git import ref, tree
@@ -20,6 +20,7 @@ PART = st.sampled_from(["a", "b", "..", ".", "", ".git", "c d"])
 
 @settings(max_examples=60, deadline=None)
 @given(NASTY)
+@example("HEAD")
 def test_a_name_we_take_is_one_git_takes(name: str) -> None:
     if ref.valid(name):
         assert not name.startswith("-")

@@ -180,6 +180,7 @@ def test_refusals(ready: tuple[Room, str]) -> None:
     room, sha = ready
     assert refusal(room, sha, onto="nope").slug == "no_such_ref"
     assert refusal(room, sha, onto="-f").slug == "invalid_name"
+    assert refusal(room, sha, onto="HEAD").slug == "invalid_name"
     assert refusal(room, sha, strategy="octopus").slug == "invalid_argument"
     assert refusal(room, room.base.sha).slug == "nothing_to_accept"
     advance(room)

@@ -68,6 +68,7 @@ def test_inspect_refuses_what_it_cannot_start_from(tmp_path: Path, user: Path) -
     assert slug(user, branch="nope") == "no_such_ref"
     assert slug(user, tag="nope") == "no_such_ref"
     assert slug(user, branch="--upload-pack=x") == "invalid_name"
+    assert slug(user, branch="HEAD") == "invalid_name"
 
 
 def test_inspect_branches_tags_and_linked_worktrees(tmp_path: Path, user: Path) -> None:
@@ -312,7 +313,8 @@ def test_rescue_keeps_and_gives_back(room: Room) -> None:
     rescue_apply(room.cache, room.user, "job", 1, "again")
     assert sh(room.user, "rev-parse", "again") == first.sha
     for name, n, branch, slug in (("job", 9, "", "rescue_not_found"), ("x", 0, "", "rescue_not_found"),
-                                  ("job", 2, "again", "branch_moved"), ("job", 2, "-f", "invalid_name")):  # fmt: skip
+                                  ("job", 2, "again", "branch_moved"), ("job", 2, "-f", "invalid_name"),
+                                  ("job", 2, "HEAD", "invalid_name")):  # fmt: skip
         with pytest.raises(CoreAgentError) as caught:
             rescue_apply(room.cache, room.user, name, n, branch)
         assert caught.value.slug == slug

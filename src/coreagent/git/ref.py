@@ -26,7 +26,7 @@ def is_sha(text: str) -> bool:
 
 def valid(name: str) -> bool:
     """Whether git would take this as a branch or tag name (git check-ref-format --branch), and it is no option."""
-    if not name or len(name.encode("utf-8", "surrogateescape")) > 200 or name == "@" or name.startswith("-"):
+    if len(name.encode("utf-8", "surrogateescape")) > 200 or name in ("", "@", "HEAD") or name.startswith("-"):
         return False
     if _BAD.search(name) or name.startswith("/") or name.endswith(("/", ".")):
         return False
