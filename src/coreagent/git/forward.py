@@ -16,6 +16,7 @@ from pathlib import Path
 from coreagent.errors import CoreAgentError
 from coreagent.git import fetch
 from coreagent.git import ref as refs
+from coreagent.git.advance import advance
 from coreagent.git.author import DAEMON, identity
 from coreagent.git.cache import import_commit, is_ancestor, lay_out, locked, object_format
 from coreagent.git.commit import stage, write_commit, write_tree
@@ -25,17 +26,9 @@ from coreagent.git.inspect import resolve
 from coreagent.git.pack import carry, present
 from coreagent.git.rescue import Rescue, rescue_save
 from coreagent.git.run import disk, environment, git
+from coreagent.git.under_way import UnderWay, claim_on, under_way
 from coreagent.git.worktrees import merge_base
 from coreagent.plural import plural
-
-_UNDER_WAY = {
-    "MERGE_HEAD": "a merge",
-    "rebase-merge": "a rebase",
-    "rebase-apply": "a rebase",
-    "CHERRY_PICK_HEAD": "a cherry-pick",
-    "REVERT_HEAD": "a revert",
-    "BISECT_LOG": "a bisect",
-}
 
 
 @dataclass(frozen=True)
@@ -77,10 +70,16 @@ def forward(top: Path, branch: str) -> Moved:
             hint="push or rebase them; `core-agent repo sync --reset` goes on and keeps them under a rescue ref",
         )
     places = worktrees_on(top, name)
+    if claim := claim_on(git_dir, name):
+        raise _unfinished(claim)
     if not places:
         move(git_dir, name, after, before, "core-agent: sync")
         return Moved(before, after)
-    _advance(places[0], branch, before, after)
+    overwritten = (
+        f"{places[0]} has changes that are in the way of origin/{branch}",
+        "commit or stash them; `core-agent repo sync --reset` keeps them under a rescue ref and goes on",
+    )
+    advance(places[0], branch, before, after, overwritten, "sync again", identity(DAEMON, DAEMON))
     return Moved(before, after)
 
 
@@ -93,23 +92,6 @@ def _target(git_dir: Path, top: Path, branch: str) -> str:
     return after
 
 
-def _advance(place: Path, branch: str, before: str, after: str) -> None:
-    """Git itself refuses rather than overwrite anything; their own filters and line endings count here."""
-    env = environment(user_config=True, extra={"GIT_OPTIONAL_LOCKS": "1", **identity(DAEMON, DAEMON)})
-    args = ("merge", "--ff-only", "--no-autostash", "--no-overwrite-ignore", "--no-stat", "--quiet", after)
-    done = git(*args, cwd=place, env=env, ok=None)
-    if done.code == 0:
-        return
-    if resolve(refs.git_dir_of(place) or place, f"refs/heads/{branch}") != before:
-        raise CoreAgentError("branch_moved", f"{branch} moved meanwhile", hint="try again")
-    raise CoreAgentError(
-        "dirty_checkout",
-        f"{place} has changes that are in the way of origin/{branch}",
-        cause=" | ".join(line.strip() for line in os.fsdecode(done.err).strip().splitlines()[:6]),
-        hint="commit or stash them; `core-agent repo sync --reset` keeps them under a rescue ref and goes on",
-    )
-
-
 def reset(cache: Path, top: Path, branch: str, name: str) -> Moved:
     """Have the checkout stand on `branch` at `origin/<branch>`, whatever it held; what would be lost is kept before.
 
@@ -120,9 +102,8 @@ def reset(cache: Path, top: Path, branch: str, name: str) -> Moved:
     refs.require(branch)
     git_dir = user_git_dir(top)
     after = _target(git_dir, top, branch)
-    for mark, what in _UNDER_WAY.items():
-        if (git_dir / mark).exists():
-            raise CoreAgentError("dirty_checkout", f"{what} is under way in {top}", hint="finish or abort it first")
+    if found := under_way(git_dir) or claim_on(git_dir, f"refs/heads/{branch}"):
+        raise _unfinished(found)
     head, before = resolve(git_dir, "HEAD"), resolve(git_dir, f"refs/heads/{branch}")
     with disk():
         kept = _keep(cache, top, git_dir, name, head or after, [before], after)
@@ -130,6 +111,12 @@ def reset(cache: Path, top: Path, branch: str, name: str) -> Moved:
     env = environment(user_config=True, extra={"GIT_OPTIONAL_LOCKS": "1", **identity(DAEMON, DAEMON)})
     git(*args, cwd=top, env=env)
     return Moved(before, after, tuple(kept))
+
+
+def _unfinished(found: UnderWay) -> CoreAgentError:
+    return CoreAgentError(
+        "dirty_checkout", f"{found.what} is under way in {found.place}", hint=f"{found.hint} sync again"
+    )
 
 
 def _keep(cache: Path, top: Path, git_dir: Path, name: str, head: str, tips: list[str], after: str) -> list[Kept]:

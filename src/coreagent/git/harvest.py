@@ -15,6 +15,7 @@ from coreagent.git.cache import common
 from coreagent.git.inspect import resolve
 from coreagent.git.pack import carry
 from coreagent.git.run import environment, git
+from coreagent.git.under_way import claim_on
 
 
 def harvest(cache: Path, user_top: Path, branch: str, sha: str, expected_old: str = "") -> None:
@@ -37,6 +38,12 @@ def harvest(cache: Path, user_top: Path, branch: str, sha: str, expected_old: st
             "branch_moved",
             f"branch {branch} is checked out in {places[0]}",
             hint="switch that worktree to another branch, or accept what is there",
+        )
+    if claim := claim_on(git_dir, name):
+        raise CoreAgentError(
+            "branch_moved",
+            f"{claim.what} of branch {branch} is under way in {claim.place}",
+            hint=f"{claim.hint} resume or rescue the work",
         )
     deliver(cache, git_dir, sha)
     move(git_dir, name, sha, expected_old, "core-agent: harvest")

@@ -16,6 +16,7 @@ from typing import Literal
 
 from coreagent.errors import CoreAgentError
 from coreagent.git import ref as refs
+from coreagent.git.advance import advance, word
 from coreagent.git.author import Author, identity
 from coreagent.git.cache import import_commit, is_ancestor, lay_out, locked, object_format
 from coreagent.git.checkout import fill
@@ -23,6 +24,7 @@ from coreagent.git.harvest import deliver, move, user_git_dir, worktrees_on
 from coreagent.git.inspect import resolve
 from coreagent.git.pack import carry, present, quoted
 from coreagent.git.run import Done, disk, environment, git
+from coreagent.git.under_way import claim_on
 from coreagent.plural import plural
 
 Strategy = Literal["fast-forward", "merge", "squash", "rebase"]
@@ -69,6 +71,14 @@ def land(
     if not before:
         raise CoreAgentError("no_such_ref", f"there is no branch {onto!r} in {user_top}", hint="choose one with --onto")
     places = worktrees_on(user_top, name)
+    if claim := claim_on(git_dir, name):
+        # Its end would put the branch where it wants it, and what had landed meanwhile would be on none.
+        raise CoreAgentError(
+            "dirty_checkout",
+            f"{claim.what} of {onto} is under way in {claim.place}",
+            hint=f"{claim.hint} accept again",
+            data={"branch": onto},
+        )
     with disk():
         if not present(cache, [before]):
             with locked(cache):
@@ -83,7 +93,7 @@ def land(
         deliver(cache, git_dir, after)
         about_to_move(before, after)
         if places:
-            _advance(places[0], onto, before, after)
+            advance(places[0], onto, before, after, _in_the_way(places[0]), "accept again")
         else:
             move(git_dir, name, after, before, f"core-agent: accept {branch} ({chosen})")
     return Landing(before, after, chosen, _undo(user_top, places, name, before, after))
@@ -161,25 +171,11 @@ def _conflict(tree: Path, env: dict[str, str], onto: str, done: Done) -> CoreAge
     )
 
 
-def _advance(place: Path, onto: str, before: str, after: str) -> None:
-    """Fast-forward a branch where it is checked out; git itself refuses rather than overwrite anything of theirs.
-
-    Their own config counts here (filters, line endings): these are files in their work tree.
-    """
-    env = environment(user_config=True, extra={"GIT_OPTIONAL_LOCKS": "1"})
-    args = ("merge", "--ff-only", "--no-autostash", "--no-overwrite-ignore", "--no-stat", "--quiet", after)
-    done = git(*args, cwd=place, env=env, ok=None)
-    if done.code == 0:
-        return
-    said = os.fsdecode(done.err).strip()
-    now = resolve(refs.git_dir_of(place) or place, f"refs/heads/{onto}")
-    if now != before:
-        raise CoreAgentError("branch_moved", f"{onto} moved meanwhile", hint="try again")
-    raise CoreAgentError(
-        "dirty_checkout",
-        f"{place} has changes in files the work touches" if "overwritten" in said else f"{place} is not ready",
-        cause=" | ".join(line.strip() for line in said.splitlines()[:6]),
-        hint=f"nothing was changed; put yours aside with `git -C {_word(place)} stash push --include-untracked`, "
+def _in_the_way(place: Path) -> tuple[str, str]:
+    """Message and hint where the person's own changes would be overwritten."""
+    return (
+        f"{place} has changes in files the work touches",
+        f"nothing was changed; put yours aside with `git -C {word(place)} stash push --include-untracked`, "
         "accept again, then `git stash pop`; what --with-changes took along is in the work already: "
         "`git stash drop` instead",
     )
@@ -198,17 +194,8 @@ def undo(user_top: Path, onto: str, before: str, after: str) -> str:
 
 def _undo(user_top: Path, places: list[Path], name: str, before: str, after: str) -> str:
     if places:
-        return f"git -C {_word(places[0])} reset --keep {before}"
-    return f"git -C {_word(user_top)} update-ref {shlex.quote(name)} {before} {after}"
-
-
-def _word(path: Path) -> str:
-    """A path as one word of a shell, in one line that survives a terminal: control characters as `$'..'` has them."""
-    text = str(path)
-    if text.isprintable():
-        return shlex.quote(text)
-    plain = text.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(c if c.isprintable() else "".join(f"\\{b:03o}" for b in os.fsencode(c)) for c in plain) + "'"
+        return f"git -C {word(places[0])} reset --keep {before}"
+    return f"git -C {word(user_top)} update-ref {shlex.quote(name)} {before} {after}"
 
 
 def user_identity(user_top: Path, env: Mapping[str, str]) -> tuple[Author, Author]:
