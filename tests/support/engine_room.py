@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from coreagent.capabilities import about, adopt, batch, compare, control, dispatch, place, review, status
+from coreagent.capabilities import about, adopt, batch, compare, control, decide, dispatch, place, review, status
 from coreagent.capability import Caller, call
 from coreagent.core import Core
 from coreagent.dispatch.engine import Engine
@@ -17,7 +17,7 @@ from coreagent.models.dispatch import Dispatch, State
 from coreagent.store.store import Store
 from tests.support.git_room import sh
 
-ROOMS = (about, adopt, batch, compare, control, dispatch, place, review, status)
+ROOMS = (about, adopt, batch, compare, control, decide, dispatch, place, review, status)
 """Imported for what they register."""
 PERSON = {f"GIT_{role}_{part}": value for role in ("AUTHOR", "COMMITTER")
           for part, value in (("NAME", "Person"), ("EMAIL", "person@example.org"))}  # fmt: skip

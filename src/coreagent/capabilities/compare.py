@@ -11,7 +11,7 @@ from pydantic import Field
 
 from coreagent import paths
 from coreagent.capabilities import batch as batches
-from coreagent.capabilities import control, review
+from coreagent.capabilities import control, decide
 from coreagent.capabilities.parameter import Workspace
 from coreagent.capabilities.status import HISTORY_SEARCHED, find_any
 from coreagent.capability import Caller, capability
@@ -208,7 +208,7 @@ async def pick(
         )
     landed = None
     if found.fate is not Fate.ACCEPTED:
-        landed = await review.accept(core, caller, found.id, strategy, onto)
+        landed = await decide.accept(core, caller, found.id, strategy, onto)
     core.crash_point("picked")
     for one in busy:
         try:
@@ -216,7 +216,7 @@ async def pick(
         except CoreAgentError as error:
             if error.slug != "not_running":  # it came to its end meanwhile
                 raise
-    rejected: list[MoveReply] = [await review.reject(core, one.id) for one in open_ones]
+    rejected: list[MoveReply] = [await decide.reject(core, one.id) for one in open_ones]
     undo = landed.undo if landed is not None else await _undo(core, found.id)
     return PickReply(workspace=found.workspace, accepted=landed, rejected=rejected, undo=undo)
 

@@ -453,8 +453,11 @@ async def _keep_tip(engine: Engine, dispatch: Dispatch, lost: bool = False) -> T
     return Tip(rows, taken.left, replaced)
 
 
-def holding(dispatch: Dispatch, branch: str, sha: str) -> str:
-    """The tip of a branch of the user's that has a commit among its own; "" when it has not. Blocking."""
+def holding(dispatch: Dispatch, branch: str) -> str:
+    """The tip of a branch of the user's that has all the work among its own commits; "" when it has not. Blocking."""
+    sha, started = dispatch.harvest.sha, dispatch.start_sha or dispatch.base_sha
+    if dispatch.harvest.status == "none" or sha in ("", started) or branch == dispatch.branch:
+        return ""
     try:
         git_dir = git_refs.git_dir_of(Path(dispatch.repo_path))
         tip = resolve(git_dir, f"refs/heads/{branch}") if git_dir else ""

@@ -250,10 +250,9 @@ async def let_go_if(engine: Engine, dispatch_id: str) -> str:
 
 async def merged_at(engine: Engine, dispatch: Dispatch) -> str:
     """The tip of the branch it was meant for, when a person merged an undecided work into that by hand; else ""."""
-    started = dispatch.start_sha or dispatch.base_sha
     done = dispatch.state is State.COMPLETED and dispatch.harvest.status == "complete"
-    if not done or dispatch.fate is not Fate.OPEN or dispatch.harvest.sha in ("", started) or not dispatch.base_ref:
+    if not done or dispatch.fate is not Fate.OPEN or not dispatch.base_ref:
         return ""
     if attached.holder(engine, dispatch.id) is not None:
         return ""
-    return await asyncio.to_thread(bring.holding, dispatch, dispatch.base_ref, dispatch.harvest.sha)
+    return await asyncio.to_thread(bring.holding, dispatch, dispatch.base_ref)

@@ -24,7 +24,7 @@ def drop(user_top: Path, branch: str, sha: str) -> bool:
     if not current:
         return False
     if current != sha:
-        raise CoreAgentError("branch_moved", f"branch {branch} has commits that core-agent did not make; it stays")
+        raise CoreAgentError("branch_moved", f"branch {branch} has commits of others; it stays")
     if places := worktrees_on(user_top, name):
         raise CoreAgentError("branch_moved", f"branch {branch} is checked out in {places[0]}; it stays")
     if claim := claim_on(git_dir, name):

@@ -122,7 +122,7 @@ def worktrees_on(user_top: Path, name: str) -> list[Path]:
 def _moved(branch: str, current: str) -> CoreAgentError:
     return CoreAgentError(
         "branch_moved",
-        f"branch {branch} has moved: it is at {current[:10] or 'nothing'}, not where core-agent left it",
-        hint=f"someone committed on it; rename it (git branch -m {branch} {branch}-mine) and resume or rescue the work",
+        f"branch {branch} has moved: it is at {current[:10] or 'nothing'}, not where this task left it",
+        hint=f"others committed on it; rename it (git branch -m {branch} {branch}-mine) and resume or rescue the work",
         data={"branch": branch, "current": current},
     )

@@ -27,7 +27,8 @@ from coreagent.git.run import Done, disk, environment, git
 from coreagent.git.under_way import claim_on
 from coreagent.plural import plural
 
-Strategy = Literal["fast-forward", "merge", "squash", "rebase"]
+Strategy = Literal["fast-forward", "merge", "squash", "rebase", "none"]
+"""How a piece of work got onto a branch; `none`: it was there already."""
 STRATEGIES = ("auto", "fast-forward", "merge", "squash", "rebase")
 
 

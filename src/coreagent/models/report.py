@@ -183,7 +183,8 @@ class MoveReply(BaseModel):
 
 class AcceptReply(BaseModel):
     workspace: str
-    strategy: Literal["fast-forward", "merge", "squash", "rebase"]
+    strategy: Literal["fast-forward", "merge", "squash", "rebase", "none"]
+    """`none`: a person had merged it by hand, and the branch did not move."""
     onto: str
     before: str
     after: str

@@ -90,9 +90,9 @@ def accept_lines(reply: AcceptReply, width: int, paint: Paint) -> list[str]:
     lines = [
         f"{paint.green('✓')} {paint.bold(one_line(reply.workspace))} accepted onto {paint.bold(one_line(reply.onto))}"
     ]
-    lines += wrap(
-        f"{reply.strategy}: {reply.before[:10]} -> {reply.after[:10]}" + (f", {change}" if change else ""), width, "  "
-    )
+    if reply.before != reply.after:
+        moved = f"{reply.strategy}: {reply.before[:10]} -> {reply.after[:10]}"
+        lines += wrap(moved + (f", {change}" if change else ""), width, "  ")
     for note in reply.notes:
         lines += wrap(one_line(note), width, "  ")
     if reply.undo:
