@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,27 @@ def test_what_was_merged_by_hand_counts_as_accepted(tmp_path: Path) -> None:
         assert await fate(room, found) == (Fate.ACCEPTED, tip)
         assert (sh(room.repo, "rev-parse", "main"), room.branch(found)) == (tip, "")
         assert await room.ask("rescue.list") == []
+
+    in_room(tmp_path, body, running=True, script=WORK)
+
+
+@pytest.mark.parametrize("checked_out", [True, False])
+def test_the_way_out_of_a_conflict_can_be_followed(tmp_path: Path, checked_out: bool) -> None:
+    async def body(room: Room) -> None:
+        await ran(room, "one")
+        write(room.repo, "made-one.txt", "theirs\n")
+        sh(room.repo, "add", "-A")
+        sh(room.repo, "commit", "-q", "-m", "theirs")
+        if not checked_out:
+            sh(room.repo, "checkout", "-q", "-b", "elsewhere")
+        error = await refusal(room, "one")
+        assert error.slug == "merge_conflict"
+        done = subprocess.run(["bash", "-c", error.hint.split("`")[1]], env=room.env, check=False, capture_output=True)
+        assert (done.returncode, b"CONFLICT" in done.stdout) == (1, True)
+        write(room.repo, "made-one.txt", "both\n")
+        sh(room.repo, "commit", "-q", "-a", "--no-edit")
+        reply = await room.ask("accept", workspace="one")
+        assert (reply.strategy, reply.after) == ("none", sh(room.repo, "rev-parse", "main"))
 
     in_room(tmp_path, body, running=True, script=WORK)
 

@@ -86,11 +86,11 @@ def land(
                 import_commit(cache, git_dir, before)
         chosen = _choose(cache, before, sha, onto, strategy)
         message = message or f"Merge {branch}"
-        after = (
-            sha
-            if chosen == "fast-forward"
-            else _compute(cache, user_identity(user_top, env), before, sha, onto, chosen, message)
-        )
+        if chosen == "fast-forward":
+            after = sha
+        else:
+            by_hand = _by_hand(user_top, places, branch, onto)
+            after = _compute(cache, user_identity(user_top, env), before, sha, onto, chosen, message, by_hand)
         deliver(cache, git_dir, after)
         about_to_move(before, after)
         if places:
@@ -118,9 +118,19 @@ def _choose(cache: Path, before: str, sha: str, onto: str, strategy: str) -> Str
 
 
 def _compute(
-    cache: Path, person: tuple[Author, Author], before: str, sha: str, onto: str, strategy: Strategy, message: str
+    cache: Path,
+    person: tuple[Author, Author],
+    before: str,
+    sha: str,
+    onto: str,
+    strategy: Strategy,
+    message: str,
+    by_hand: str,
 ) -> str:
-    """Make the commit that `onto` will stand at, in a scratch repository whose objects then go into the cache."""
+    """Make the commit that `onto` will stand at, in a scratch repository whose objects then go into the cache.
+
+    `by_hand` is the command with which a person merges where that cannot be done alone.
+    """
     with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".land.") as scratch:
         tree, git_dir = Path(scratch) / "tree", Path(scratch) / "git"
         tree.mkdir()
@@ -142,7 +152,7 @@ def _compute(
         else:
             done = git("merge", "--no-ff", "--no-edit", "--no-verify", "-m", message, sha, cwd=tree, env=env, ok=None)
         if done.code != 0:
-            raise _conflict(tree, env, onto, done)
+            raise _conflict(tree, env, onto, done, by_hand)
         after = refs.read_small(git_dir / "HEAD").strip()
         with locked(cache):
             carry(git_dir, cache, [after], [before, sha])
@@ -158,7 +168,13 @@ def _replay(tree: Path, env: dict[str, str], before: str, sha: str) -> Done:
                ok=None)  # fmt: skip
 
 
-def _conflict(tree: Path, env: dict[str, str], onto: str, done: Done) -> CoreAgentError:
+def _by_hand(user_top: Path, places: list[Path], branch: str, onto: str) -> str:
+    """The command that merges the work where git asks a person about each conflict."""
+    merge = f"git -C {word(places[0] if places else user_top)} merge {shlex.quote(branch)}"
+    return merge if places else f"git -C {word(user_top)} switch {shlex.quote(onto)} && {merge}"
+
+
+def _conflict(tree: Path, env: dict[str, str], onto: str, done: Done, by_hand: str) -> CoreAgentError:
     out = git("diff", "--name-only", "--diff-filter=U", "-z", "--no-ext-diff", cwd=tree, env=env, ok=None).out
     files = [os.fsdecode(path) for path in out.split(b"\0") if path]
     said = os.fsdecode(done.out + b"\n" + done.err).strip().splitlines()
@@ -167,7 +183,7 @@ def _conflict(tree: Path, env: dict[str, str], onto: str, done: Done) -> CoreAge
     return CoreAgentError(
         "merge_conflict",
         f"the work conflicts with {onto} in {plural(len(files), 'file')}: {', '.join(files[:5])}",
-        hint="resume the agent and ask it to bring its branch up to date, or merge by hand",
+        hint=f"merge by hand (`{by_hand}`), settle those files and commit; accept again then counts it as accepted",
         data={"files": files},
     )
 
