@@ -69,6 +69,20 @@ def test_it_says_who_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
+def test_links_on_the_way_to_what_is_ours_lead_nowhere(name: str, launch: Launch, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "config").mkdir(parents=True, mode=0o755)
+    (elsewhere / "config" / "settings.json").write_text("mine")
+    for link in ("own", "tmp"):
+        (tmp_path / link).symlink_to(elsewhere)
+    changed = replace(launch, config_home=str(tmp_path / "own" / "config"))
+    lay_out(runners.load(name).plan(changed), launch.workspace_dir)
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["config", "settings.json"]
+    assert (elsewhere / "config" / "settings.json").read_text() == "mine"
+    assert (elsewhere / "config").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 def test_a_plan_touches_nothing_and_tells_all(name: str, launch: Launch, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     plan = runners.load(name).plan(launch)

@@ -378,19 +378,6 @@ def test_only_the_credential_is_copied_and_a_refreshed_one_stays(launch: Launch)
     assert copied.read_text() == '{"claudeAiOauth": {}}'
 
 
-def test_a_link_on_the_way_to_its_home_leads_nowhere(launch: Launch, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    (elsewhere / "claude").mkdir(parents=True, mode=0o755)
-    (elsewhere / "claude" / "settings.json").write_text("mine")
-    (tmp_path / ".home").symlink_to(elsewhere)
-    launch = replace(launch, config_home=str(tmp_path / ".home" / "claude"))
-    lay_out(plan(launch), launch.workspace_dir)
-    assert (elsewhere / "claude" / "settings.json").read_text() == "mine"
-    assert [entry.name for entry in (elsewhere / "claude").iterdir()] == ["settings.json"]
-    assert (elsewhere / "claude").stat().st_mode & 0o777 == 0o755
-    assert (Path(launch.config_home) / "settings.json").read_text() == "{}\n"
-
-
 def test_hooks_that_an_agent_left_in_its_own_home_are_gone_with_the_next_turn(launch: Launch) -> None:
     settings = Path(launch.config_home) / "settings.json"
     lay_out(plan(launch), launch.workspace_dir)
