@@ -49,7 +49,7 @@ class Moved:
 
 
 def forward(top: Path, branch: str) -> Moved:
-    """Fast-forward a branch to `origin/<branch>`, in its checkout when it has one. On any error nothing has changed.
+    """Fast-forward a branch to `origin/<branch>`, in its checkout when it has one. On any error it has not moved.
 
     Raises: no_such_ref, diverged, dirty_checkout, branch_moved, repo_not_found, git_failed, git_timeout, no_space.
     """

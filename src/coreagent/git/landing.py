@@ -55,7 +55,9 @@ def land(
     about_to_move: Callable[[str, str], None] = lambda before, after: None,
     env: Mapping[str, str] = os.environ,
 ) -> Landing:
-    """Put the work `sha` (called `branch`) onto the user's branch `onto`. On any error nothing has changed.
+    """Put the work `sha` (called `branch`) onto the user's branch `onto`. On any error that has not moved.
+
+    Files are as they were too, unless git was kept from writing in the middle of it; the error tells that.
 
     `about_to_move(before, after)` is called when the commit exists and the branch has not moved yet, so that the
     caller can note what is going to be there. `env` is the person's own: git may know them by it alone.
