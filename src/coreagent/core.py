@@ -117,7 +117,7 @@ class Core:
         try:
             loaded = config.load(self.home, self.env)
         except CoreAgentError as error:
-            self.problems, self.settings_bad = [" ".join(error.lines())], True
+            self.problems, self.settings_bad = [error.sentence()], True
             # What is in force may be no person's settings but the defaults of a home that had none.
             if not (self._use(good) if first else good.exists()):
                 self.settings_error = error

@@ -246,6 +246,12 @@ class CoreAgentError(Exception):
             lines.append(f"hint: {self.hint}")
         return lines
 
+    def sentence(self) -> str:
+        """All of it for people in one line, where three do not fit."""
+        cause = f" ({self.cause})" if self.cause else ""
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self.message}{cause}{hint}"
+
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> CoreAgentError:
         """Rebuild what `as_dict` sent; an unknown slug becomes `internal`."""

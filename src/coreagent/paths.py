@@ -14,18 +14,29 @@ SOCKET_PATH_MAX = 103
 def home(env: "os._Environ[str] | dict[str, str]" = os.environ) -> str:
     """Return the home directory, `CORE_HOME` or `~/.core`; "" when there is none, and `homeless` says why.
 
-    A relative one is none: it would mean another home, with another daemon, in every directory.
+    A relative one is none: it would mean another home, with another daemon, in every directory. Nor is one whose name
+    is no UTF-8: the store takes no such path.
     """
     chosen = env.get("CORE_HOME")
     if chosen:
-        return os.path.abspath(chosen) if chosen[0] == "/" else ""
+        return os.path.abspath(chosen) if chosen[0] == "/" and _is_text(chosen) else ""
     user = env.get("HOME", "")
-    return user.rstrip("/") + "/.core" if user[:1] == "/" else ""
+    return user.rstrip("/") + "/.core" if user[:1] == "/" and _is_text(user) else ""
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def homeless(env: "os._Environ[str] | dict[str, str]" = os.environ) -> str:
     """Why `home` is ""."""
     for name in ("CORE_HOME", "HOME"):
+        if env.get(name) and not _is_text(env[name]):
+            return f"{name} is {env[name]!a}, which is no UTF-8: the store can be kept in no such place"
         if env.get(name):
             return f"{name} is {env[name]!a}, which is no absolute path: it would be another place in each directory"
     return "neither CORE_HOME nor HOME is set, so there is no place to work in"

@@ -204,6 +204,7 @@ def test_settings_with_a_mistake(world: World) -> None:
     assert reply is not None
     assert "did you mean `dispatch`" in " ".join(reply["notes"])
     assert "the last good settings are in force" in reply["notes"]
+    assert not [note for note in reply["notes"] if "hint:" in note or "caused by:" in note]
 
 
 def test_a_current_directory_that_was_removed(world: World) -> None:
@@ -248,5 +249,10 @@ def test_nowhere_to_live(world: World) -> None:
     said = home.run("status", env={"CORE_HOME": "below"}, code=2).err
     assert "CORE_HOME is 'below', which is no absolute path" in said
     assert "no absolute path" in home.run("doctor", env={"CORE_HOME": "below"}, code=None).out
+    for name in ("CORE_HOME", "HOME"):
+        env = {"CORE_HOME": "", name: f"{home.dir}/c\udcff"}
+        assert home.json("status", env=env, code=2)["error"]["slug"] == "no_home"
+        said = home.run("status", env=env, code=2).err
+        assert f"{name} is '{home.dir}/c\\udcff', which is no UTF-8" in said
     assert not Path(long["CORE_HOME"]).exists()
     assert home.daemon_pid == 0

@@ -34,7 +34,7 @@ def test_a_first_file_that_is_bad_is_told_before_what_hangs_on_it(home: Home) ->
     assert "did you mean `runners`?" in refused.err
     shown = home.run("status", env={"COLUMNS": "60"}).out
     assert "…" not in shown
-    assert "hint: did you mean `runners`?" in " ".join(shown.split())
+    assert "no such key; did you mean `runners`?" in " ".join(shown.split())
     (home.core / "agents.yaml").write_text(text.replace("runner:", "runners:"))
     home.run("dispatch", "x", "-a", "command:ok", cwd=repo)
 
