@@ -84,8 +84,9 @@ def test_what_is_wrong_with_a_file(home: Home) -> None:
     assert slug(home, "dispatch", "more", "--file", "bad.yaml", code=2, cwd=world.repo) == "conflicting_options"
     assert slug(home, "dispatch", "--file", "bad.yaml", "--count", "2", code=2, cwd=world.repo) == "conflicting_options"
     assert slug(home, "wait", "nothing") == "workspace_not_found"
-    for several in (["--count", "0"], ["--count", "1"], ["--agents", ""], ["--agents", " , "]):
+    for several in (["--count", "0"], ["--count", "1"], ["--agents", " , "]):
         assert slug(home, "dispatch", "do", *several, code=2, cwd=world.repo) == "invalid_argument"
+    assert slug(home, "dispatch", "do", "--agents", "", code=2, cwd=world.repo) == "usage"
     both = ["--count", "0", "--agents", "a,b"]
     assert slug(home, "dispatch", "do", *both, code=2, cwd=world.repo) == "conflicting_options"
     assert world.rows() == {}

@@ -216,6 +216,15 @@ def test_where_a_task_and_its_repository_come_from(tmp_path: Path) -> None:
         (["nonsense"], "usage", "nonsense"),
         (["repo/nonsense"], "usage", "nonsense"),
         (["pause"], "usage", "WORKSPACE"),
+        (["resume", "x", "--answer", "-"], "invalid_argument", "no text"),
+        (["resume", "x", "--answer", ""], "usage", "--answer"),
+        *(
+            (["dispatch", "t", option, ""], "usage", "it is empty")
+            for option in ("--name", "--timeout", "--template", "--branch", "--tag", "--repo")
+        ),
+        (["dispatch", "t", "--agent="], "usage", "it is empty"),
+        (["queue", "start", ""], "usage", "it is empty"),
+        (["init", "--agent", ""], "usage", "it is empty"),
     ],
 )
 def test_wrong_words_are_told_before_anything_is_called(words: list[str], slug: str, says: str) -> None:

@@ -123,6 +123,16 @@ def test_init_writes_once(home: Home) -> None:
     assert "# mine" in settings.read_text()
     home.run("init", "--force", "--agent", "claude")
     assert "# mine" in settings.with_name("agents.yaml.before").read_text()
+    again = home.json("init", "--force")
+    assert again["kept"] == str(settings.with_name("agents.yaml.before.2"))
+    assert "# mine" in settings.with_name("agents.yaml.before").read_text()
+    assert "# mine" not in settings.with_name("agents.yaml.before.2").read_text()
+    assert settings.with_name("agents.yaml.before.2").stat().st_mode & 0o077 == 0
+    text = settings.read_text()
+    for unknown in ("claud", "x: [", "claude,nope", "command:mine"):
+        error = home.json("init", "--force", "--agent", unknown, code=1)["error"]
+        assert (error["code"], settings.read_text()) == ("E4001", text)
+    assert "did you mean claude" in home.run("init", "--force", "--agent", "claud", code=1).err
     assert home.json("doctor")["ok"] is True
 
 

@@ -27,11 +27,22 @@ echo '{{"type":"turn.completed","usage":{{"input_tokens":10,"output_tokens":1}}}
 """
 
 
-def fake_codex(home: Home) -> Path:
+def fake_codex(home: Home, script: str = MENDS) -> Path:
     """A codex that mends the demo's basket, without a model."""
     program = stub(home, "codex", "")
-    program.write_text(MENDS)
+    program.write_text(script)
     return program
+
+
+def test_a_demo_whose_test_still_fails_takes_nothing(home: Home) -> None:
+    fake_codex(home, MENDS.replace("sum(quantity * price/", "sum(price + quantity/"))
+    env = {"OPENAI_API_KEY": "k", "CODEX_API_KEY": "k"}
+    words = ("demo", "--agent", "codex", "--yes", "--clean")
+    told = home.json(*words, env=env, code=1)
+    assert (told["state"], told["test_after"], told["accepted"], told["forgotten"]) == ("completed", False, False, True)
+    done = home.run(*words, env=env, code=1)
+    assert "Its test still fails, so it is not taken" in done.out
+    assert "whole way" not in done.out
 
 
 def test_without_an_agent_the_first_dispatch_says_what_to_install(home: Home) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CLI = (ROOT / "docs" / "cli.md").read_text("utf-8")
 
 
 def test_generated_pages_are_fresh() -> None:
@@ -28,13 +29,23 @@ def test_links_lead_to_files() -> None:
     assert not broken
 
 
+def test_every_command_that_prints_json_has_its_shape_told() -> None:
+    page = (ROOT / "docs" / "json.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in page.partition("## Shapes")[0].splitlines() if line.startswith("| `")]
+    told = {row[0].strip("| `"): row[2] for row in rows}
+    commands = re.findall(r"^## `core-agent ([a-z ]+)`\n(.*?)(?=^## |\Z)", CLI, re.MULTILINE | re.DOTALL)
+    assert [name for name, text in commands if "`--json`" in text and name not in told] == []
+    shapes = {shape for row in told.values() for shape in re.findall(r"`(?:list\[)?([A-Z]\w+)", row)}
+    assert len(shapes) > 20
+    assert [shape for shape in sorted(shapes) if f"### {shape}\n" not in page] == []
+
+
 def test_commands_in_the_readme_exist() -> None:
-    listed = (ROOT / "docs" / "cli.md").read_text("utf-8")
     readme = (ROOT / "README.md").read_text("utf-8")
     day = readme.partition("## The ten commands of a day")[2].split("```")[1]
     used = set(re.findall(r"^core-agent ([a-z]+)", day, re.MULTILINE))
     assert len(used) == 10
-    assert not [name for name in sorted(used) if f"## `core-agent {name}`" not in listed]
+    assert not [name for name in sorted(used) if f"## `core-agent {name}`" not in CLI]
 
 
 def test_the_readme_opens_with_the_two_lines_that_ci_knows() -> None:

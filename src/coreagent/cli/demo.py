@@ -34,8 +34,10 @@ from coreagent.cli.views.text import fit, one_line, safe_lines, wrap
 from coreagent.errors import EXIT_INTERRUPTED, CoreAgentError, told
 from coreagent.models.agent import Reason
 from coreagent.models.dispatch import State
+from coreagent.models.own import DemoReply
 from coreagent.models.report import AcceptReply, DiffReply, DispatchReply, RepoRemoved
 
+STILL_FAILS = 1
 TASK = "The test in test_basket.py fails. Find the bug in basket.py, fix it, and run the test again."
 
 FILES = {
@@ -91,7 +93,7 @@ def demo(
 ) -> None:
     """See the whole way once: a failing test, an agent at work, its diff, your yes.
 
-    Exit codes are those of `dispatch --wait`.
+    Exit codes are those of `dispatch --wait`; 1 when the test still fails afterwards, and then nothing is accepted.
     """
     session().own_process()
     no_agent("run the demo")
@@ -108,7 +110,7 @@ class _Demo:
         self.yes = yes
         self.keep = keep
         self.place = Path()
-        self.told: dict[str, Any] = {"agent": self.agent, "accepted": False}
+        self.told = DemoReply(agent=self.agent)
         self.env = _tool_environment(terminal().env)
         self.python = _python(terminal().env)
 
@@ -118,7 +120,7 @@ class _Demo:
         try:
             code = self._show(repo)
         except CoreAgentError:
-            self.keep = self.keep and "workspace" in self.told  # refused at the door: there is nothing to look at
+            self.keep = self.keep and bool(self.told.workspace)  # refused at the door: there is nothing to look at
             raise
         except KeyboardInterrupt:
             if self.keep:
@@ -137,15 +139,15 @@ class _Demo:
         self._step(1, "a small repository with a failing test")
         self._make(repo)
         self._say([f"  {repo}"])
-        self.told |= {"repository": str(repo), "test_before": self._test(repo)}
+        self.told.repository, self.told.test_before = str(repo), self._test(repo)
         self._step(2, f"dispatch the task to {self.agent}")
         self._who()
         self._say(wrap(f'core-agent dispatch --agent {self.agent} --wait "{TASK}"', terminal().width, "  "))
         reply = self._dispatch(repo)
-        self.told |= {"workspace": reply.workspace, "branch": reply.branch}
+        self.told.workspace, self.told.branch = reply.workspace, reply.branch
         code = wait(reply.workspace, False, quiet=self.as_json)
         row = row_of(reply.workspace)
-        self.told |= {"state": row.state, "reason": row.reason, "files": row.files}
+        self.told.state, self.told.reason, self.told.files = row.state, row.reason, row.files
         if code == EXIT_INTERRUPTED:
             return code  # they stopped watching, and have been told what goes on
         if row.state is not State.COMPLETED or not row.files:
@@ -154,10 +156,14 @@ class _Demo:
             self._say(["", *wrap(more, terminal().width)])
             return code
         self._step(3, f"the same test on its branch, {reply.branch}")
-        self.told["test_after"] = self._test_branch(repo, reply.branch)
+        self.told.test_after = self._test_branch(repo, reply.branch)
         self._step(4, "what it changed")
         change: DiffReply = session().call("diff", workspace=reply.workspace)
         self._say(views.diff_lines(change, paint()))
+        if not self.told.test_after:
+            more = f"Its test still fails, so it is not taken. core-agent logs {one_line(row.workspace)} tells more."
+            self._say(["", *wrap(more, terminal().width)])
+            return STILL_FAILS
         self._accept(repo, reply)
         return code
 
@@ -222,10 +228,10 @@ class _Demo:
 
     def _forget(self) -> None:
         """Let go of the task, and of the repository that is about to be removed; what cannot be is told."""
-        workspace = str(self.told.get("workspace", ""))
+        workspace = self.told.workspace
         if not workspace:
             return
-        for verb in () if self.told["accepted"] else ("cancel", "reject"):
+        for verb in () if self.told.accepted else ("cancel", "reject"):
             with suppress(CoreAgentError):  # an agent that is done cannot be cancelled
                 session().call(verb, workspace=workspace)
         try:
@@ -233,7 +239,7 @@ class _Demo:
         except CoreAgentError as error:
             self._say([paint().yellow(f"! {error.message}"), *([f"  {error.hint}"] if error.hint else [])])
             return
-        self.told["forgotten"] = True
+        self.told.forgotten = True
         self._say(listing.removed_lines(removed, terminal().width, paint())[2:])
 
     def _accept(self, repo: Path, reply: DispatchReply) -> None:
@@ -249,7 +255,7 @@ class _Demo:
             self._say([f"  take it:  {command}", f"  leave it: {leave}", f"  it waits for one of these; then: {clean}"])
             return
         accepted: AcceptReply = session().call("accept", workspace=reply.workspace)
-        self.told["accepted"] = True
+        self.told.accepted = True
         self._say([f"  {line}" for line in views.accept_lines(accepted, terminal().width - 2, paint())])
         self._test(repo)
         self._say(

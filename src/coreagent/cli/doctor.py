@@ -55,7 +55,7 @@ class Check(BaseModel):
     hint: str = ""
 
 
-class Report(BaseModel):
+class DoctorReport(BaseModel):
     """What `doctor --json` prints."""
 
     ok: bool = True
@@ -91,7 +91,7 @@ def doctor(
         no_agent("repair the store")
     if agent and not offline:
         raise typer.BadParameter("goes with --offline", param_hint="--agent")
-    here, report = terminal(), Report(home=session().home)
+    here, report = terminal(), DoctorReport(home=session().home)
     looks: list[Callable[[], Iterator[Check]]] = [
         _python, _git, _home, _daemon, _settings, _repository, lambda: _runners(here), _space, _watches, _leftovers,
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def _lines(check: Check, width: int) -> list[str]:
     return lines
 
 
-def _closing(report: Report) -> list[str]:
+def _closing(report: DoctorReport) -> list[str]:
     failed = sum(check.state == "fail" for check in report.checks)
     warned = sum(check.state == "warn" for check in report.checks)
     if failed:
@@ -418,7 +418,7 @@ def _repair() -> Iterator[Check]:
         yield Check(name="repair", state="ok", message=f"the damaged files are kept: {', '.join(done.moved)}")
 
 
-def _offline(here: Terminal, asked: str, report: Report, *, quiet: bool) -> Iterator[Check]:
+def _offline(here: Terminal, asked: str, report: DoctorReport, *, quiet: bool) -> Iterator[Check]:
     from coreagent.cli.offline import prove  # with it comes an HTTP server
 
     if not quiet:

@@ -61,6 +61,9 @@ def _adopt(command: Any) -> None:
     option = command.get_help_option(typer.Context(command))
     if option is not None:
         option.callback = _show_help
+    for parameter in command.params:
+        if parameter is not option and parameter.callback is None:
+            parameter.callback = _said_something
     for child in getattr(command, "commands", {}).values():
         _adopt(child)
 
@@ -69,6 +72,14 @@ def _show_help(context: typer.Context, _: Any, value: bool) -> None:
     if value and not context.resilient_parsing:
         write_help(context.get_help())
         raise typer.Exit
+
+
+def _said_something(context: typer.Context, parameter: Any, value: Any) -> Any:
+    """Refuse a word that is empty: it would be taken for one that was left out, as `"$NAME"` of a script often is."""
+    given = context.get_parameter_source(parameter.name)
+    if value == "" and given is not None and given.name == "COMMANDLINE" and not context.resilient_parsing:
+        raise typer.BadParameter("it is empty", ctx=context, param=parameter)
+    return value
 
 
 def write_help(text: str) -> None:

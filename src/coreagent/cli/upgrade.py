@@ -47,7 +47,7 @@ class Release(BaseModel):
     """What may be removed with it; "" for the environment that was there first."""
 
 
-class Report(BaseModel):
+class UpgradeReport(BaseModel):
     """What `upgrade` prints."""
 
     before: str
@@ -72,7 +72,7 @@ class Upgrade:
 
     # -- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, source: str) -> Report:
+    def forward(self, source: str) -> UpgradeReport:
         """Install, try, swap, hand over.
 
         Raises: not_ours_to_upgrade, invalid_argument, upgrade_failed; then all is as before.
@@ -84,7 +84,7 @@ class Upgrade:
             try:
                 if fresh.version == paths.VERSION and not source:
                     self._remove(fresh)
-                    return Report(before=paths.VERSION, after=paths.VERSION, program=str(self.place.program))
+                    return UpgradeReport(before=paths.VERSION, after=paths.VERSION, program=str(self.place.program))
                 scenes = self._try(fresh)
                 now = self._current()
                 daemon = self._take_over(now, fresh)
@@ -94,7 +94,7 @@ class Upgrade:
             self._forget_others(now, fresh)
         return self._report(now, fresh, daemon, scenes)
 
-    def back(self) -> Report:
+    def back(self) -> UpgradeReport:
         """Swap to the release before, which was kept.
 
         Raises: not_ours_to_upgrade, nothing_to_roll_back, upgrade_failed.
@@ -111,8 +111,8 @@ class Upgrade:
             daemon = self._take_over(now, old)
         return self._report(now, old, daemon, [])
 
-    def _report(self, now: Release, then: Release, daemon: str, scenes: list[str]) -> Report:
-        return Report(
+    def _report(self, now: Release, then: Release, daemon: str, scenes: list[str]) -> UpgradeReport:
+        return UpgradeReport(
             before=now.version,
             after=then.version,
             changed=True,

@@ -223,7 +223,7 @@ def resume(
     Exit codes of --wait are those of dispatch.
     """
     limit = seconds(wait_timeout, "--wait-timeout") if wait_timeout else None
-    text = stdin_text().strip() if reply_text == "-" else reply_text
+    text = text_of(["-"]) if reply_text == "-" else reply_text
     reply = _with_consent("resume", {"workspace": workspace, "answer": text, "prompt": text_of(more), "fresh": fresh})
     _answer_and_wait(reply, follow, limit, as_json)
 

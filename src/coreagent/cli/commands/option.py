@@ -118,7 +118,7 @@ def text_of(words: list[str] | None) -> str:
         text = stdin_text().strip()
         if not text:
             raise CoreAgentError(
-                "invalid_argument", "standard input held no text", hint="core-agent dispatch - < task.md"
+                "invalid_argument", "standard input held no text", hint="`-` reads all of it, as in `... - < task.md`"
             )
         return text
     return " ".join(words or []).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +25,7 @@ from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
 from coreagent.cli.views.text import one_line
 from coreagent.errors import CoreAgentError, told
+from coreagent.models.own import AttachCommand, CompletionReply, InitReply, OpenReply, VersionReply
 from coreagent.models.report import AttachReply, MoveReply, WorkspaceShow
 from coreagent.shim_agent import PR_SET_PDEATHSIG, prctl
 
@@ -70,7 +73,7 @@ def attach(
     plan: AttachReply = session().call("attach.plan", workspace=workspace, dry_run=dry_run or as_json)
     if dry_run or as_json:
         made, own = _shown_environment(plan.env, here.env)
-        words = {"argv": plan.argv, "cwd": plan.cwd, "env": made, "from_your_shell": own}
+        words = AttachCommand(argv=plan.argv, cwd=plan.cwd, env=made, from_your_shell=own)
         setting = ["env", *(f"{name}={value}" for name, value in made.items())] if made else []
         answer(words, as_json, lambda t: [f"cd {shlex.quote(plan.cwd)} && {shlex.join([*setting, *plan.argv])}"])
         return
@@ -134,7 +137,7 @@ def open_workspace(
     if not show.exists:
         raise CoreAgentError("workspace_gone", f"{show.row.workspace} is not on disk any more", cause=show.path)
     if path_only or as_json:
-        answer({"workspace": show.row.workspace, "path": directory}, as_json, lambda t: [directory])
+        answer(OpenReply(workspace=show.row.workspace, path=directory), as_json, lambda t: [directory])
         return
     here = terminal()
     chosen = editor or here.env.get("VISUAL") or here.env.get("EDITOR") or _found_editor(here.env)
@@ -170,31 +173,51 @@ def init(
         raise CoreAgentError("no_home", paths.homeless())
     from coreagent.cli import ready
     from coreagent.cli.door import no_agent
+    from coreagent.config import Settings, resolve_agent
     from coreagent.daemon import house
+    from coreagent.dispatch.choice import agents_of
 
     no_agent("write the person's settings")
     house.prepare(home)
-    chosen, why = (agent, "you said so") if agent else ready.best(ready.candidates(terminal().env))
     path = Path(paths.settings_file(home))
-    wrote = force or not path.exists()
+    wrote, kept = force or not path.exists(), ""
+    if agent and wrote:
+        for name in agents_of(agent) or [agent]:
+            resolve_agent(name, Settings())  # by the file that will be there
+    chosen, why = (agent, "you said so") if agent else ready.best(ready.candidates(terminal().env))
     if wrote:
-        if path.exists():
-            shutil.copy2(path, path.with_name("agents.yaml.before"))
+        kept = _keep(path)
         fresh = path.with_name(f".agents.yaml.{os.getpid()}")
         fresh.write_text(STARTER.format(agent=json.dumps(chosen)), encoding="utf-8")
         fresh.chmod(0o600)
         fresh.replace(path)
-    told = {"home": home, "settings": str(path), "written": wrote, "default_agent": chosen if wrote else None}
-    answer(told, as_json, lambda t: _init_lines(home, str(path), wrote, chosen, why))
+    told = InitReply(home=home, settings=str(path), written=wrote, kept=kept, default_agent=chosen if wrote else None)
+    answer(told, as_json, lambda t: _init_lines(told, why))
 
 
-def _init_lines(home: str, path: str, wrote: bool, agent: str, why: str) -> list[str]:
+def _keep(path: Path) -> str:
+    """Copy a settings file beside itself, never over an earlier copy; "" when there is none."""
+    if not path.exists():
+        return ""
+    names = itertools.chain([".before"], (f".before.{n}" for n in itertools.count(2)))
+    for name in names:
+        beside = path.with_name(path.name + name)
+        with suppress(FileExistsError), beside.open("xb") as copy:
+            copy.write(path.read_bytes())
+            shutil.copystat(path, beside)
+            return str(beside)
+    raise AssertionError("numbers do not end")
+
+
+def _init_lines(told: InitReply, why: str) -> list[str]:
     brush = paint()
-    lines = [f"{brush.green('✓')} home      {home}"]
-    if wrote:
-        lines += [f"{brush.green('✓')} settings  {path}", f"{brush.green('✓')} agent     {agent} ({why})"]
+    lines = [f"{brush.green('✓')} home      {told.home}"]
+    if told.written:
+        lines.append(f"{brush.green('✓')} settings  {told.settings}")
+        lines += [f"{brush.dim('·')} before    {told.kept}"] if told.kept else []
+        lines.append(f"{brush.green('✓')} agent     {told.default_agent} ({why})")
     else:
-        lines.append(f"{brush.dim('·')} settings  {path} was there and stays as it is")
+        lines.append(f"{brush.dim('·')} settings  {told.settings} was there and stays as it is")
     return [
         *lines,
         "",
@@ -207,7 +230,7 @@ def _init_lines(home: str, path: str, wrote: bool, agent: str, why: str) -> list
 
 def version(as_json: Json = False) -> None:
     """The version of this program."""
-    told = {"version": paths.VERSION, "python": platform.python_version(), "platform": platform.platform()}
+    told = VersionReply(version=paths.VERSION, python=platform.python_version(), platform=platform.platform())
     answer(told, as_json, lambda t: [f"core-agent {paths.VERSION}"])
 
 
@@ -227,7 +250,7 @@ def completion(
     chosen = shell or Path(env.get("SHELL", "")).name
     text = scripts.script(chosen)
     if not install:
-        answer({"shell": chosen, "script": text}, as_json, lambda t: [text.rstrip("\n")])
+        answer(CompletionReply(shell=chosen, script=text), as_json, lambda t: [text.rstrip("\n")])
         return
     session().own_process()
     from coreagent.cli.door import no_agent
@@ -237,7 +260,7 @@ def completion(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     answer(
-        {"shell": chosen, "path": str(path), "hint": more},
+        CompletionReply(shell=chosen, path=str(path), hint=more),
         as_json,
         lambda t: [f"{paint().green('✓')} {path}", *([f"  {more}"] if more else [])],
     )

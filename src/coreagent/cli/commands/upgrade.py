@@ -12,7 +12,7 @@ from coreagent.cli.commands.option import Json, answer, paint, say
 from coreagent.cli.door import no_agent
 from coreagent.cli.session import session
 from coreagent.cli.terminal import terminal
-from coreagent.cli.upgrade import Report, Upgrade
+from coreagent.cli.upgrade import Upgrade, UpgradeReport
 from coreagent.cli.views.text import one_line
 from coreagent.errors import CoreAgentError
 
@@ -47,7 +47,7 @@ def upgrade(
     answer(report, as_json, lambda t: _lines(report))
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: UpgradeReport) -> list[str]:
     if not report.changed:
         return [f"core-agent {report.after} is the newest version"]
     lines = [paint().green(f"core-agent {report.before} → {report.after}")]

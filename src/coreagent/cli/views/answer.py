@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 
 from coreagent.cli.terminal import clean
@@ -24,6 +23,7 @@ from coreagent.cli.views.text import (
     wrap,
 )
 from coreagent.models.dispatch import State
+from coreagent.models.own import DaemonLogLine
 from coreagent.models.report import (
     AcceptReply,
     CleanReply,
@@ -253,4 +253,4 @@ def exit_code(state: State, harvest_reason: str = "") -> int:
 
 def json_line(line: str) -> str:
     """One line of a plain log as a JSON document."""
-    return json.dumps({"line": line})
+    return DaemonLogLine(line=line).model_dump_json()
