@@ -97,7 +97,7 @@ def test_the_daemons_own_verbs(home: Home) -> None:
     assert home.json("daemon", "stop")["mode"] == "leave"
     for how in ("leave", "drain", "now"):
         told = home.json("daemon", "stop", *([f"--{how}"] if how != "leave" else []))
-        assert told == {"mode": how, "running": 0, "note": "it was not running"}
+        assert told == {"mode": how, "running": 0, "strangers": 0, "note": "it was not running"}
 
 
 def test_a_stop_without_a_daemon_tells_of_the_agents_that_go_on(home: Home) -> None:

@@ -28,7 +28,8 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 def row(**more: object) -> CompareRow:
     known = {"workspace": f"o/r/{EVIL}", "dispatch_id": "1", "agent": EVIL, "state": State.FAILED, "created_at": NOW,
-             "reason": Reason.ERROR, "sha": "a" * 40, "files": 3, "cost": Cost(usd=0.5), "worked_s": 61.0}  # fmt: skip
+             "reason": Reason.ERROR, "sha": "a" * 40, "files": 3,
+             "cost": Cost(usd=0.5, source="reported"), "worked_s": 61.0}  # fmt: skip
     return CompareRow.model_validate({**known, **more})
 
 
