@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from tests.support.engine_room import Room, in_room
 
 from coreagent.capability import Caller
-from coreagent.dispatch.intake import check_task
+from coreagent.dispatch.intake import WORD_MAX, check_task
 from coreagent.errors import CoreAgentError
 from coreagent.models.dispatch import Options
 
@@ -55,6 +57,19 @@ def test_what_no_task_may_ask_for(options: dict[str, Any]) -> None:
     with pytest.raises(CoreAgentError) as refused:
         check_task("do it", Options(**options))
     assert refused.value.slug in ("invalid_argument", "too_large", "conflicting_options")
+
+
+def test_a_task_is_never_longer_than_what_a_program_can_be_started_with() -> None:
+    most = "é" * (WORD_MAX // 2)
+    check_task(most, Options(args=[most]))
+    true = shutil.which("true")
+    assert true
+    assert subprocess.run([true, most], env={"CORE_AGENT_TASK": most}, check=False).returncode == 0
+    for task, options in ((most + "x", Options()), ("do it", Options(args=[most, "x"]))):
+        with pytest.raises(CoreAgentError) as refused:
+            check_task(task, options)
+        assert (refused.value.row.code, refused.value.cause[:27]) == ("E2017", "it is 122,881 bytes long, a")
+        assert "a file of the repository" in refused.value.hint
 
 
 @pytest.mark.parametrize("task", ["", "a\0b", "x" * 300_000])

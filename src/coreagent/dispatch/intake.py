@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from coreagent.core import Core
     from coreagent.dispatch.engine import Engine
 
-TASK_MAX = 256 << 10
+TEXT_MAX = 256 << 10
+WORD_MAX = 120 << 10
+"""Linux starts no program with an argument or a variable (CORE_AGENT_TASK) of 128 KiB."""
 NUMBER_MAX = 1 << 31
 PULL_REFS = ("refs/pull/{n}/head", "refs/remotes/origin/pull/{n}", "refs/remotes/origin/pr/{n}", "refs/pr/{n}")
 
@@ -174,26 +176,31 @@ def check_task(task: str, options: Options) -> None:
                     hint=f"give the task's text beside {option}; the workspace is named after the {kind}",
                 )
         raise CoreAgentError("invalid_argument", "the task is empty", hint='core-agent dispatch "what to do"')
-    check_text("the task", task)
+    check_text("the task", task, most=WORD_MAX)
     for what, number in (("--issue", options.issue), ("--pr", options.pr)):
         if number is not None and not 0 < number < NUMBER_MAX:
             raise CoreAgentError("invalid_argument", f"{what} {number} is no number of anything")
-    check_text("the task's options", *options.args, *options.variables, *options.variables.values(), options.script)
+    check_text("the agent's arguments", *options.args, most=WORD_MAX)
+    check_text("the task's options", *options.variables, *options.variables.values(), options.script)
 
 
-def check_text(what: str, *texts: str) -> None:
-    """Raise for text that no process can be given, or that is not meant for an argument."""
+def check_text(what: str, *texts: str, most: int = TEXT_MAX) -> None:
+    """Raise for text that no process can be given, or that is more than `most` bytes (UTF-8) long.
+
+    Raises: invalid_argument, too_large.
+    """
     if any("\0" in text for text in texts):
         raise CoreAgentError("invalid_argument", f"{what}: there is a NUL character in it")
     try:
         size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError:
         raise CoreAgentError("invalid_argument", f"{what}: it is not text (UTF-8)") from None
-    if size > TASK_MAX:
+    if size > most:
         raise CoreAgentError(
             "too_large",
-            f"{what}: there is more than {TASK_MAX >> 10} KiB of it",
-            hint="put long text into a file of the project",
+            f"{what}: there is more than {most >> 10} KiB of it",
+            cause=f"it is {size:,} bytes long" + (", and an agent could not be started with it" * (most == WORD_MAX)),
+            hint="put long text into a file of the repository, or into a template (--template), and name it here",
         )
 
 
