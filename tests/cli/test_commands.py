@@ -134,6 +134,7 @@ def say(*argv: str, stdin: str = "", interactive: bool = False, cwd: str = "/her
         ("resume x --answer yes --fresh", "resume", {"workspace": "x", "answer": "yes", "prompt": "", "fresh": True}),
         ("rescue list", "rescue.list", {"workspace": ""}),
         ("rescue apply x 2 --branch b", "rescue.apply", {"workspace": "x", "n": 2, "branch": "b"}),
+        ("rescue apply x", "rescue.apply", {"workspace": "x", "n": None, "branch": ""}),
         ("queue list", "queue.list", {}),
         ("queue freeze claude", "queue.freeze", {"pool": "claude"}),
         ("queue start", "queue.start", {"pool": ""}),
@@ -224,6 +225,7 @@ def test_where_a_task_and_its_repository_come_from(tmp_path: Path) -> None:
         ),
         (["dispatch", "t", "--agent="], "usage", "it is empty"),
         (["queue", "start", ""], "usage", "it is empty"),
+        (["rescue", "apply", "x", "0"], "usage", "greater than or equal to 1"),
         (["init", "--agent", ""], "usage", "it is empty"),
     ],
 )

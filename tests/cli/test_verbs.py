@@ -102,7 +102,7 @@ def test_the_second_time(home: Home) -> None:
     assert waiting and dropped
     assert home.json("queue", "list")["rows"][0]["waiting_for"] == "frozen"
     assert home.json("queue", "drop", "dropped")["state"] == "cancelled"
-    assert slug(home, "queue", "drop", "dropped") == "illegal_move"
+    assert home.json("queue", "drop", "dropped")["note"] == "it was cancelled already"
     assert home.json("pause", "waits")["state"] == "paused"
     again = home.json("pause", "waits")
     assert (again["state"], again["reason"], again["note"]) == ("paused", "paused", "it was paused already")

@@ -250,3 +250,17 @@ def test_what_counts_as_an_end(tmp_path: Path) -> None:
         assert ending(made.model_copy(update={"state": State.COMPLETED})) == ""
 
     in_room(tmp_path, body)
+
+
+def test_what_is_let_go_on_while_the_whole_queue_is_frozen_says_so(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        await room.ask("dispatch", task="x", name="one", ephemeral=True)
+        await room.ask("queue.freeze")
+        await room.ask("queue.freeze", pool="command")
+        for asked in ({"workspace": "one"}, {"pool": "command"}):
+            told = await room.ask("queue.start", **asked)
+            assert told.frozen
+            assert "the whole queue is frozen still" in told.note
+        assert (await room.ask("queue.start")).note == ""
+
+    in_room(tmp_path, body)

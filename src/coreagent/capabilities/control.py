@@ -287,7 +287,8 @@ async def queue_start(
     """Let a frozen queue go on; with `pool`, one that is frozen or parked; with `repo`, one that is left alone.
 
     A pool that is frozen is thawed and nothing more: when it is parked as well, `note` says so, and the same call again
-    ends the park. With `workspace`, a task that waits for a time or for other tasks waits no longer.
+    ends the park; that the whole queue is frozen is said there too. With `workspace`, a task that waits for a time or
+    for other tasks waits no longer.
     """
     engine = core.engine
     note = ""
@@ -301,6 +302,8 @@ async def queue_start(
         note = await _let_pool_go_on(engine, pool)
     if not pool and not repo and not workspace:
         await engine.set_controls({key: None for key in engine.controls if key.startswith("frozen")})
+    elif "frozen" in engine.controls:
+        note = "; ".join(filter(None, [note, "the whole queue is frozen still: `core-agent queue start` thaws it"]))
     engine.poke()
     return rows.queue_report(engine).model_copy(update={"note": note})
 
@@ -342,7 +345,7 @@ async def queue_shutdown(core: Core, now: bool = False) -> QueueReport:
 async def queue_drop(core: Core, workspace: Workspace) -> MoveReply:
     """Take a waiting dispatch off the queue."""
     found = await find_open(core, workspace)
-    if found.state is not State.QUEUED:
+    if found.state not in (State.QUEUED, State.CANCELLED):
         raise CoreAgentError(
             "illegal_move",
             f"{found.workspace} is {found.state}, not queued",

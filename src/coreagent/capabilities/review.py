@@ -227,14 +227,19 @@ def _there(core: Core, rows: list[RescueRow]) -> list[RescueRow]:
 
 
 @capability("rescue.apply", cli="rescue apply")
-async def rescue_apply(core: Core, workspace: Workspace, n: int = 0, branch: str = "") -> MoveReply:
+async def rescue_apply(
+    core: Core,
+    workspace: Workspace,
+    n: Annotated[int | None, Field(ge=1, description="Its number in rescue.list; the newest by default")] = None,
+    branch: str = "",
+) -> MoveReply:
     """Bring kept work into the user's repository as a branch (the newest one unless `n` says which)."""
     if "@" in workspace:
-        return await _apply_to_checkout(core, workspace, n, branch)
+        return await _apply_to_checkout(core, workspace, n or 0, branch)
     found = await find_any(core, workspace)
     known = list(reversed(await core.store.rescues(found.workspace)))
     kept = await asyncio.to_thread(_there, core, known)
-    chosen = next((r for r in kept if n in (0, r.n)), None)
+    chosen = next((r for r in kept if n in (None, r.n)), None)
     if chosen is None:
         raise CoreAgentError(
             "rescue_not_found",

@@ -286,7 +286,7 @@ class QueueReport(BaseModel):
     frozen_pools: list[str] = Field(default_factory=list)
     rows: list[QueueRow] = Field(default_factory=list)
     note: str = ""
-    """What still holds up a pool that `queue start` thawed."""
+    """What still holds up what `queue start` let go on."""
 
 
 class WorkspaceShow(BaseModel):

@@ -239,7 +239,7 @@ def rescue_list(name: MaybeWorkspace = "", as_json: Json = False) -> None:
 @rescue.command("apply")
 def rescue_apply(
     name: Workspace,
-    n: Annotated[int, typer.Argument(metavar="N", help="Which one. [default: the last]")] = 0,
+    n: Annotated[int | None, typer.Argument(metavar="N", min=1, help="Which one. [default: the last]")] = None,
     branch: Annotated[str, typer.Option("--branch", "-b", help="Bring it to this new branch.")] = "",
     as_json: Json = False,
 ) -> None:
