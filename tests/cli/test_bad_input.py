@@ -68,7 +68,7 @@ CASES = {
     "name with a line break": bad("invalid_name", "name", "a\nb"),
     "name without end": bad("invalid_name", "name", "x" * 300),
     "two starts": Bad("conflicting_options", {"issue": 1, "pr": 2}, ("--issue", "--pr"), ("--issue", "1", "--pr", "2")),
-    "task of a megabyte": Bad("too_large", {}, ("256 KiB",), stdin=LONG, task=LONG),
+    "task of a megabyte": Bad("too_large", {}, ("120 KiB",), stdin=LONG, task=LONG),
     "task with NUL": Bad("invalid_argument", {}, ("NUL",), stdin="a\0b", task="a\0b", hint=False),
     "script that is none": bad("bad_script", "agent", "scripted"),
     "priority out of range": bad("invalid_argument", "priority", 10**30),
@@ -156,12 +156,13 @@ def test_arguments_that_no_command_takes(world: World) -> None:
         ["accept", "x", "--squash", "--merge"],
         ["daemon", "stop", "--drain", "--now"],
         ["history", "--limit", "many"],
+        ["why", ""],
     ):
         error = home.json(*argv, cwd=world.repo, code=2)["error"]
         assert error["kind"] in ("usage", "invalid"), argv
         text = home.run(*argv, cwd=world.repo, code=2).err
         assert text.startswith(f"error[{error['code']}]: "), (argv, text)
-    for argv in (["why", "--", "--help"], ["why", "../x"], ["why", ""], ["accept", "a/b/c/d"], ["logs", "x\x1b[2Jy"]):
+    for argv in (["why", "--", "--help"], ["why", "../x"], ["accept", "a/b/c/d"], ["logs", "x\x1b[2Jy"]):
         done = home.run(*argv, cwd=world.repo, code=1)
         assert done.err.startswith("error[E2008]: "), (argv, done.err)
         assert "\x1b" not in done.err
