@@ -108,7 +108,7 @@ def worked(engine: Engine, dispatch: Dispatch) -> float | None:
     """How long the agents of a dispatch have worked so far; None when none was executed."""
     attempt = engine.attempts.get(dispatch.id)
     now = attempt.worked_s(engine.core.now()) if attempt is not None and attempt.ended_at is None else 0.0
-    return dispatch.worked_s + now or None
+    return dispatch.worked_s + now if dispatch.runs else None
 
 
 def report(engine: Engine, everything: bool = False, only: Dispatch | None = None) -> StatusReport:
