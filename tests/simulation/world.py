@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from coreagent import paths
 from coreagent.attempts import ShimExit
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch import recovery
@@ -198,16 +199,20 @@ class World:
         attempt = engine.attempts[dispatch.id]
         if attempt.started_at is None:
             if attempt.id not in self.turns:
-                await recovery.requeue(engine, dispatch, attempt, Path("/nowhere"))
+                await recovery.requeue(engine, dispatch, attempt, self._spool(engine, attempt))
                 return
             dispatch, attempt = await attempts_of_work.mark_started(engine, dispatch, attempt, 1, 1)
         live = self._follow_it(engine, dispatch, attempt)
         engine.watch_over(dispatch, self._follow(engine, dispatch, attempt, live))
 
+    @staticmethod
+    def _spool(engine: Engine, attempt: Attempt) -> Path:
+        return Path(paths.attempt_dir(engine.core.home, attempt.id))  # which is never made
+
     def _follow_it(self, engine: Engine, dispatch: Dispatch, attempt: Attempt) -> LiveAttempt:
         known = self.turns.get(attempt.id)
         parser = Parser(known.outcome if known else Outcome())
-        live = LiveAttempt(engine, dispatch.workspace, attempt, Path("/nowhere"), parser)  # type: ignore[arg-type]
+        live = LiveAttempt(engine, dispatch.workspace, attempt, self._spool(engine, attempt), parser)  # type: ignore[arg-type]
         engine.live[dispatch.id] = live
         return live
 
