@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_file(home: Home) -> None:
     assert slug(home, "wait", "nothing") == "workspace_not_found"
     for several in (["--count", "0"], ["--count", "1"], ["--agents", " , "]):
         assert slug(home, "dispatch", "do", *several, code=2, cwd=world.repo) == "invalid_argument"
-    assert slug(home, "dispatch", "do", "--agents", "", code=2, cwd=world.repo) == "usage"
+    assert slug(home, "dispatch", "do", "--agents", "", code=2, cwd=world.repo) == "invalid_argument"
     both = ["--count", "0", "--agents", "a,b"]
     assert slug(home, "dispatch", "do", *both, code=2, cwd=world.repo) == "conflicting_options"
     assert world.rows() == {}
