@@ -218,15 +218,15 @@ def test_where_a_task_and_its_repository_come_from(tmp_path: Path) -> None:
         (["repo/nonsense"], "usage", "nonsense"),
         (["pause"], "usage", "WORKSPACE"),
         (["resume", "x", "--answer", "-"], "invalid_argument", "no text"),
-        (["resume", "x", "--answer", ""], "usage", "--answer"),
+        (["resume", "x", "--answer", ""], "invalid_argument", "--answer"),
         *(
-            (["dispatch", "t", option, ""], "usage", "it is empty")
+            (["dispatch", "t", option, ""], "invalid_argument", "it is empty")
             for option in ("--name", "--timeout", "--template", "--branch", "--tag", "--repo")
         ),
-        (["dispatch", "t", "--agent="], "usage", "it is empty"),
-        (["queue", "start", ""], "usage", "it is empty"),
-        (["rescue", "apply", "x", "0"], "usage", "greater than or equal to 1"),
-        (["init", "--agent", ""], "usage", "it is empty"),
+        (["dispatch", "t", "--agent="], "invalid_argument", "it is empty"),
+        (["queue", "start", ""], "invalid_argument", "it is empty"),
+        (["rescue", "apply", "x", "0"], "invalid_argument", "greater than or equal to 1"),
+        (["init", "--agent", ""], "invalid_argument", "it is empty"),
     ],
 )
 def test_wrong_words_are_told_before_anything_is_called(words: list[str], slug: str, says: str) -> None:
