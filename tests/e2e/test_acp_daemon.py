@@ -1,4 +1,4 @@
-"""opencode by its runner, and over the Agent Client Protocol, through the installed command and a real daemon."""
+"""opencode over the Agent Client Protocol, through the installed command and a real daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from coreagent.modelserver import Script, Step
 pytestmark = pytest.mark.real_cli
 
 DONE = Step("Done.", usage=USAGE)
-CALL = USAGE.total
 
 
 def edit(key: str, name: str) -> Script:
@@ -25,24 +24,6 @@ def edit(key: str, name: str) -> Script:
 
 def led(url: str) -> Mapping[str, str]:
     return opencode.leads(url)
-
-
-def test_opencode_edits_goes_on_and_is_paused_in_mid_tool(home: Home) -> None:
-    slow = [Step("x", [write("s.txt")], usage=USAGE), Step("Run.", [shell(f"touch ran; {sleeper(314)}")], usage=USAGE)]
-    scripts = [edit("TASK-ONE", "a.txt"), edit("TASK-TWO", "b.txt"), Script("TASK-SLOW", slow)]
-    with seated(home, "opencode", scripts, led) as desk:
-        row = desk.dispatch("do TASK-ONE", "one", "--agent", f"opencode:{opencode.MODEL}")
-        assert (row["state"], row["reason"], row["stage"], row["tokens"]) == ("completed", None, "harvested", 2 * CALL)
-        assert row["cost"]["source"] == "reported" and desk.at_branch("one", "a.txt") == "hello\n"
-        row = desk.resume("one", "also TASK-TWO")
-        assert (row["state"], row["tokens"], row["files"]) == ("completed", 4 * CALL, 2)
-        assert b"do TASK-ONE" in desk.server.requests[-1].body
-        home.run("repo", "trust", "--bypass", "--yes", cwd=desk.repo)
-        desk.dispatch("TASK-SLOW", "slow", "--permissions", "bypass", wait=False)
-        desk.wait_for_file(desk.checkout("slow") / "ran")
-        home.run("pause", "slow")
-        desk.until("slow", lambda row: row["state"] == "paused")
-        assert desk.at_branch("slow", "s.txt") == "hello\n"
 
 
 def test_over_acp_it_edits_outlives_its_daemon_and_is_paused_in_its_own_words(home: Home) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,21 +100,25 @@ FAILURES = {
 }
 
 
+TRIES = {"CUT": 3, "E401": 1, "E429": 1, "E500": 3}
+
+
 def test_model_failures_are_named(tmp_path: Path, place: Place) -> None:
-    def run(name: str) -> tuple[Outcome, float]:
+    def run(name: str) -> Outcome:
         root = tmp_path / name
         made = bench(root, place.server, place.space.wrap(real.require("opencode"), root / "bin"))
         env = leads("http://127.0.0.1:1") if name == "REFUSED" else {}
-        began = time.monotonic()
         with made.start(f"{name} now", env=env) as turn:
-            return turn.finish(60).outcome, time.monotonic() - began
+            return turn.finish(120).outcome
 
     with ThreadPoolExecutor(4) as pool:
         found = dict(zip(FAILURES, pool.map(run, FAILURES), strict=True))
-    assert {name: outcome.reason for name, (outcome, _) in found.items()} == FAILURES
-    assert max(took for _, took in found.values()) < 30, found
-    assert found["E429"][0].resets_at is not None
-    for name, (outcome, _) in found.items():
+    assert {name: outcome.reason for name, outcome in found.items()} == FAILURES
+    # Left to itself it asks six times, for over a minute. How long three take is the machine's affair.
+    asked = Counter(request.key for request in place.server.requests)
+    assert {name: asked[name] for name in TRIES} == TRIES
+    assert found["E429"].resets_at is not None
+    for name, outcome in found.items():
         assert outcome.terminal == ("error" if FAILURES[name] else "success")
         assert outcome.session_id and bool(outcome.message) == bool(FAILURES[name])
 

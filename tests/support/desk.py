@@ -63,7 +63,9 @@ def claude_cli(server: ModelServer) -> Cli:
 class Desk:
     """What a person has before them; every command is the installed one."""
 
-    def __init__(self, home: Home, server: ModelServer, settings: str = "", cli: Cli | None = None) -> None:
+    def __init__(
+        self, home: Home, server: ModelServer, settings: str = "", cli: Cli | None = None, at_once: int = 2
+    ) -> None:
         self.home, self.server = home, server
         cli = cli or claude_cli(server)
         self.repo = home.repo()
@@ -71,7 +73,7 @@ class Desk:
         home.git("config", "user.email", "person@example.org", cwd=self.repo)
         home.core.mkdir(mode=0o700, exist_ok=True)
         (home.core / "agents.yaml").write_text(
-            f"version: 1\ndispatch: {{default_agent: {cli.name}}}\nconcurrency: {{{cli.name}: 2}}\n" + settings
+            f"version: 1\ndispatch: {{default_agent: {cli.name}}}\nconcurrency: {{{cli.name}: {at_once}}}\n" + settings
         )
         home.env["PATH"] = f"{Path(cli.path).parent}:{home.env['PATH']}"
         # The daemon is started without them: an agent that has them got them from its own client.

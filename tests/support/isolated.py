@@ -32,12 +32,17 @@ def served(scripts: Sequence[Script]) -> Iterator[Place]:
 
 @contextmanager
 def seated(
-    home: Home, name: str, scripts: Sequence[Script], led: Callable[[str], Mapping[str, str]], settings: str = ""
+    home: Home,
+    name: str,
+    scripts: Sequence[Script],
+    led: Callable[[str], Mapping[str, str]],
+    settings: str = "",
+    at_once: int = 2,
 ) -> Iterator[Desk]:
     """A desk with that CLI, which `led(url)` leads to a model that plays these scripts; at the end nothing runs."""
     path = real.require(name)
     with served(scripts) as place:
         wrapped = place.space.wrap(path, home.dir / "bin")
-        desk = Desk(home, place.server, settings, Cli(name, wrapped, led(place.server.url)))
+        desk = Desk(home, place.server, settings, Cli(name, wrapped, led(place.server.url)), at_once)
         yield desk
         assert desk.agents() == {}
