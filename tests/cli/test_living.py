@@ -96,6 +96,19 @@ def test_a_secret_of_a_notice_reaches_the_daemon_that_is_started_with_it(home: H
     assert process.environ_of(home.daemon_pid)["HOOK_TOKEN"] == "s3cret"
 
 
+def test_a_secret_of_a_notice_reaches_the_first_daemon_of_a_home(home: Home) -> None:
+    home.core.mkdir(mode=0o700)
+    webhook = "notify: {webhook: {url: 'http://127.0.0.1:9/', headers: {Authorization: HOOK_TOKEN}}}\n"
+    (home.core / "agents.yaml").write_text("version: 1\n" + webhook)
+    home.run("status", env={"HOOK_TOKEN": "s3cret", "OTHER_TOKEN": "x"})
+    started = process.environ_of(home.daemon_pid)
+    assert started["HOOK_TOKEN"] == "s3cret" and "OTHER_TOKEN" not in started
+    # Over settings that have become bad, the names of the good ones hold.
+    (home.core / "agents.yaml").write_text("version: 1\nheaders: nonsense\n")
+    home.run("daemon", "restart", env={"HOOK_TOKEN": "s3cret"})
+    assert process.environ_of(home.daemon_pid)["HOOK_TOKEN"] == "s3cret"
+
+
 # -- settings that change --
 
 

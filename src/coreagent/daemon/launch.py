@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from coreagent import paths, wire
 from coreagent.daemon import house
 from coreagent.errors import CoreAgentError
+from coreagent.plainfile import read_plain
 
 GIVE_WAY_S = 30.0
 """How long a daemon that stops may take before a new one gives up waiting for its lock."""
@@ -219,10 +220,31 @@ def command(home: str, python: str = "") -> list[str]:
 
 def environment(home: str) -> dict[str, str]:
     """What of this process's environment the daemon starts with."""
-    named: set[str] = set()
-    with suppress(OSError, UnicodeDecodeError), open(paths.kept_names(home), encoding="utf-8") as file:
-        named.update(file.read(65536).split())
+    named = _named_in_settings(home)
     return {k: v for k, v in os.environ.items() if k in _KEPT or k in named or k.startswith(_KEPT_PREFIXES)}
+
+
+def _named_in_settings(home: str) -> set[str]:
+    """The variables that the daemon itself needs (secrets of notices), as the settings are now."""
+    try:
+        if b"headers" not in read_plain(paths.settings_file(home), follow=True):
+            return set()  # most have none: reading them properly takes longer than all else here
+    except OSError:
+        return set()
+    from coreagent import config
+
+    try:
+        return set(config.load(home).settings.notify.webhook.headers.values())
+    except CoreAgentError:
+        return _named_when_they_were_good(home)
+
+
+def _named_when_they_were_good(home: str) -> set[str]:
+    try:
+        with open(paths.kept_names(home), encoding="utf-8") as file:
+            return set(file.read(65536).split())
+    except (OSError, UnicodeDecodeError):
+        return set()
 
 
 def _spawn(home: str) -> None:
