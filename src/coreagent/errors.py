@@ -11,6 +11,7 @@ An error's `kind` decides its exit code; the faces translate kinds, never single
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -266,13 +267,35 @@ class CoreAgentError(Exception):
         )
 
 
+def shell_word(path: str | os.PathLike[str]) -> str:
+    """A path as one word of a shell, in one line that survives a terminal: control characters as `$'..'` has them."""
+    text = os.fspath(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else "".join(f"\\{b:03o}" for b in os.fsencode(c)) for c in plain) + "'"
+
+
 def displaced(path: str) -> CoreAgentError:
     """Something else stands where a directory of ours was: nothing is written, moved or removed through it."""
     return CoreAgentError(
         "home_unsafe",
         f"{path} is not the directory that core-agent made",
         cause="somebody put a link or a file in its place",
-        hint=f"ls -l {path} shows what it is; put the directory back where you find it, or remove what stands there",
+        hint=f"ls -l {shell_word(path)} shows what it is; put the directory back where you find it,"
+        " or remove what stands there",
+    )
+
+
+def gone(cause: str, **data: Any) -> CoreAgentError:
+    """The daemon went away after it was asked for something, and before it answered."""
+    return CoreAgentError(
+        "daemon_unreachable",
+        "the daemon went away in the middle of this command",
+        cause=cause,
+        hint="it may or may not have been done: core-agent status shows what there is, core-agent daemon logs why it"
+        " ended; running agents are not touched",
+        data=data,
     )
 
 

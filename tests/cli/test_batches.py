@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,16 @@ def test_pick_survives(home: Home) -> None:
     assert world.rows() == {}
     assert world.branches() == {"main"}
     world.check_nothing_left({})
+
+
+def test_a_path_with_a_space_is_told_as_a_shell_takes_it(home: Home) -> None:
+    world = world_of(home)
+    there = home.user / "my trees" / "fix"
+    home.git("worktree", "add", "-q", "-b", "fix", str(there), cwd=world.repo)
+    told = home.run("adopt", "--list", cwd=world.repo).out
+    words = shlex.split(told.partition("next: ")[2])
+    assert words == ["core-agent", "adopt", str(there)]
+    home.git("worktree", "remove", str(there), cwd=world.repo)
 
 
 def test_a_worktree_is_adopted(home: Home) -> None:

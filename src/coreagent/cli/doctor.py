@@ -29,7 +29,7 @@ from coreagent.cli.ready import settings_of
 from coreagent.cli.session import ask, session
 from coreagent.cli.terminal import Terminal, terminal
 from coreagent.cli.views.text import one_line, running_words, size, wrap
-from coreagent.errors import HINTS, CoreAgentError
+from coreagent.errors import HINTS, CoreAgentError, shell_word
 from coreagent.models.report import DaemonStatus
 from coreagent.plainfile import read_plain
 from coreagent.plural import plural
@@ -204,11 +204,17 @@ def _owned(home: str) -> Check:
             return Check(name="home", state="fail", message=f"{name} belongs to user {status.st_uid}, not to you")
         if status.st_mode & 0o022:
             return Check(
-                name="home", state="fail", message=f"others can write to {name} ({mode})", hint=f"chmod go-w {name}"
+                name="home",
+                state="fail",
+                message=f"others can write to {name} ({mode})",
+                hint=f"chmod go-w {shell_word(name)}",
             )
         if status.st_mode & 0o055:
             return Check(
-                name="home", state="warn", message=f"others can read {name} ({mode})", hint=f"chmod 700 {name}"
+                name="home",
+                state="warn",
+                message=f"others can read {name} ({mode})",
+                hint=f"chmod 700 {shell_word(name)}",
             )
     return Check(name="home", state="ok", message=f"{home}, yours alone")
 

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from coreagent import paths
-from coreagent.errors import CoreAgentError, displaced, told
+from coreagent.errors import CoreAgentError, displaced, shell_word, told
 from coreagent.plainfile import led_away
 
 BACKLOG = 128
@@ -76,7 +76,7 @@ def _check(path: str) -> None:
         raise CoreAgentError(
             "home_unsafe",
             f"others can write to {path} (mode {stat.S_IMODE(status.st_mode):04o})",
-            hint=f"chmod go-w {path}",
+            hint=f"chmod go-w {shell_word(path)}",
         )
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from coreagent import config, paths
 from coreagent.capability import Caller
-from coreagent.errors import CoreAgentError, told
+from coreagent.errors import CoreAgentError, shell_word, told
 from coreagent.events import WorkspacePushed
 from coreagent.git import fetch as git_fetch
 from coreagent.git import forward as git_forward
@@ -244,10 +244,11 @@ class Sync:
         Raises: fetch_failed, not_managed, no_such_ref, diverged, dirty_checkout, and git's own.
         """
         if reset and not repo.managed:
+            place = shell_word(repo.path)
             raise CoreAgentError(
                 "not_managed",
                 f"{repo.org}/{repo.name} is your own checkout, and core-agent never moves that",
-                hint=f"core-agent repo add --managed {repo.path} hands it over; else git -C {repo.path} pull",
+                hint=f"core-agent repo add --managed {place} hands it over; else git -C {place} pull",
             )
         done = await self.fetch(repo.path)
         branch = branch or await asyncio.to_thread(_default_branch, repo)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, shell_word
 from coreagent.git import ref as refs
 from coreagent.git.inspect import resolve
 from coreagent.git.run import environment, failure, git
@@ -56,12 +55,12 @@ def advance(
 
 def _reason(place: Path, git_dir: Path, said: str, overwritten: tuple[str, str], again: str) -> tuple[str, str]:
     """What was in the way, and the way out of it."""
-    here = word(place)
+    here = shell_word(place)
     begun = f"`git -C {here} status` shows what git had written by then"
     if lock := _LOCK.search(said):
         return (
             f"another git is at work in {place}, or died there",
-            f"wait until it has ended, then {again}; when none runs: rm {word(Path(lock[1]))}",
+            f"wait until it has ended, then {again}; when none runs: rm {shell_word(Path(lock[1]))}",
         )
     if "overwritten" in said:
         return overwritten
@@ -72,12 +71,3 @@ def _reason(place: Path, git_dir: Path, said: str, overwritten: tuple[str, str],
     if any(words in said for words in _UNWRITABLE):
         return f"git may not write in {place}", f"make what it names writable for you, then {again}; {begun}"
     return f"git could not move the branch in {place}", f"mend what it says, then {again}; {begun}"
-
-
-def word(path: Path) -> str:
-    """A path as one word of a shell, in one line that survives a terminal: control characters as `$'..'` has them."""
-    text = str(path)
-    if text.isprintable():
-        return shlex.quote(text)
-    plain = text.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(c if c.isprintable() else "".join(f"\\{b:03o}" for b in os.fsencode(c)) for c in plain) + "'"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, shell_word
 from coreagent.git import ref as refs
 from coreagent.git.run import Done, environment, git
 
@@ -81,7 +81,7 @@ def fetch(top: Path, env: Mapping[str, str], timeout_s: float) -> Fetched:
         done = git(*args, cwd=top, env=own, ok=None, timeout_s=timeout_s)
     except CoreAgentError as error:
         if error.slug == "git_timeout":
-            error.hint = f"is the network there? git -C {shlex.quote(str(top))} fetch, or a longer sync.timeout_s"
+            error.hint = f"is the network there? git -C {shell_word(top)} fetch, or a longer sync.timeout_s"
         raise
     if done.code != 0:
         raise _failed(top, done)
@@ -166,7 +166,7 @@ def _tracked(git_dir: Path) -> dict[str, str]:
 def _failed(top: Path, done: Done) -> CoreAgentError:
     said = [_SECRET.sub(r"\1", line.strip()) for line in os.fsdecode(done.err).strip().splitlines()]
     cause = " | ".join([line for line in said if line.startswith(("fatal:", "error:"))][:2] or said[-2:])
-    by_hand = f"git -C {shlex.quote(str(top))} fetch"
+    by_hand = f"git -C {shell_word(top)} fetch"
     text = "\n".join(said)
     if any(words in text for words in _LOCKED_OUT):
         hint = f"nobody can be asked here: log in once by hand ({by_hand}), or use an ssh agent or a credential helper"

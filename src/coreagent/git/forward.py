@@ -8,12 +8,13 @@ would be lost as a commit of the daemon's cache.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, shell_word
 from coreagent.git import fetch
 from coreagent.git import ref as refs
 from coreagent.git.advance import advance
@@ -59,7 +60,7 @@ def forward(top: Path, branch: str) -> Moved:
     before, after = resolve(git_dir, name), _target(git_dir, top, branch)
     if not before:
         raise CoreAgentError("no_such_ref", f"there is no branch {branch} in {top}",
-                             hint=f"git -C {top} switch {branch} makes it")  # fmt: skip
+                             hint=f"git -C {shell_word(top)} switch {shlex.quote(branch)} makes it")  # fmt: skip
     if before == after or is_ancestor(git_dir, after, before):
         return Moved(before, before)
     if not is_ancestor(git_dir, before, after):
@@ -87,7 +88,9 @@ def _target(git_dir: Path, top: Path, branch: str) -> str:
     after = fetch.tip(git_dir, branch)
     if not after:
         raise CoreAgentError(
-            "no_such_ref", f"origin of {top} has no branch {branch}", hint=f"git -C {top} branch --remotes lists them"
+            "no_such_ref",
+            f"origin of {top} has no branch {branch}",
+            hint=f"git -C {shell_word(top)} branch --remotes lists them",
         )
     return after
 

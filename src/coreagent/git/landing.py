@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from coreagent.errors import CoreAgentError
+from coreagent.errors import CoreAgentError, shell_word
 from coreagent.git import ref as refs
-from coreagent.git.advance import advance, word
+from coreagent.git.advance import advance
 from coreagent.git.author import Author, identity
 from coreagent.git.cache import import_commit, is_ancestor, lay_out, locked, object_format
 from coreagent.git.checkout import fill
@@ -172,8 +172,8 @@ def _replay(tree: Path, env: dict[str, str], before: str, sha: str) -> Done:
 
 def _by_hand(user_top: Path, places: list[Path], branch: str, onto: str) -> str:
     """The command that merges the work where git asks a person about each conflict."""
-    merge = f"git -C {word(places[0] if places else user_top)} merge {shlex.quote(branch)}"
-    return merge if places else f"git -C {word(user_top)} switch {shlex.quote(onto)} && {merge}"
+    merge = f"git -C {shell_word(places[0] if places else user_top)} merge {shlex.quote(branch)}"
+    return merge if places else f"git -C {shell_word(user_top)} switch {shlex.quote(onto)} && {merge}"
 
 
 def _conflict(tree: Path, env: dict[str, str], onto: str, done: Done, by_hand: str) -> CoreAgentError:
@@ -194,7 +194,7 @@ def _in_the_way(place: Path) -> tuple[str, str]:
     """Message and hint where the person's own changes would be overwritten."""
     return (
         f"{place} has changes in files the work touches",
-        f"nothing was changed; put yours aside with `git -C {word(place)} stash push --include-untracked`, "
+        f"nothing was changed; put yours aside with `git -C {shell_word(place)} stash push --include-untracked`, "
         "accept again, then `git stash pop`; what --with-changes took along is in the work already: "
         "`git stash drop` instead",
     )
@@ -213,8 +213,8 @@ def undo(user_top: Path, onto: str, before: str, after: str) -> str:
 
 def _undo(user_top: Path, places: list[Path], name: str, before: str, after: str) -> str:
     if places:
-        return f"git -C {word(places[0])} reset --keep {before}"
-    return f"git -C {word(user_top)} update-ref {shlex.quote(name)} {before} {after}"
+        return f"git -C {shell_word(places[0])} reset --keep {before}"
+    return f"git -C {shell_word(user_top)} update-ref {shlex.quote(name)} {before} {after}"
 
 
 def user_identity(user_top: Path, env: Mapping[str, str]) -> tuple[Author, Author]:

@@ -18,6 +18,7 @@ from coreagent.cli.views.text import (
     tokens,
     wrap,
 )
+from coreagent.errors import shell_word
 from coreagent.models.batch import AdoptCandidate, AdoptReply, BatchReply, CompareReport, CompareRow, PickReply
 from coreagent.models.dispatch import Fate
 from coreagent.models.report import WorkspaceRow
@@ -160,4 +161,4 @@ def candidate_lines(rows: Sequence[AdoptCandidate], width: int, paint: Paint) ->
     first = next((row for row in rows if not row.adopted_as), None)
     if first is None:
         return lines
-    return lines + [paint.dim(line) for line in next_lines([f"core-agent adopt {one_line(first.path)}"], width)]
+    return lines + [paint.dim(line) for line in next_lines([f"core-agent adopt {shell_word(first.path)}"], width)]
