@@ -88,3 +88,9 @@ def test_a_daemon_whose_files_were_removed_is_found_again(home: Home) -> None:
     socket.unlink()
     assert home.json("daemon", "stop")["mode"] == "leave"
     assert home.daemon_pid == 0
+
+
+def test_the_last_word_of_the_log_is_that_it_stopped(home: Home) -> None:
+    home.run("history")
+    home.run("daemon", "stop")
+    assert home.log().endswith("stopped (leave)\n")

@@ -59,7 +59,10 @@ def real_parts() -> Parts:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Serve until told to stop, then leave or become the next release."""
     options = _options().parse_args(argv)
-    sys.exit(run(options.home, ready=options.ready_fd, inherited=options.inherit))
+    code = run(options.home, ready=options.ready_fd, inherited=options.inherit)
+    logging.shutdown()
+    # All is closed. In the interpreter's own leave-taking DuckDB fills the log with pages of what it thinks "leaked".
+    os._exit(code)
 
 
 def _options() -> argparse.ArgumentParser:
