@@ -319,6 +319,8 @@ def test_a_lost_session_starts_fresh_by_itself_and_hears_what_was_said(
         assert b"MARKERONE" in said[2] and b"MARKERTWO" in said[2] and b"earlier session" in said[2]
         shown = await room.ask("workspace.show", workspace="one")
         assert [one["reason"] for one in shown.attempts] == ["no_changes", "session_lost", "no_changes"]
+        lost, fresh = first.session_id, again.session_id
+        assert [one["session_id"] for one in shown.attempts] == [lost, lost, fresh]
 
     in_room(tmp_path, body, running=True)
 

@@ -53,7 +53,7 @@ async def workspace_show(core: Core, workspace: Workspace) -> WorkspaceShow:
         prompt=prompt,
         agents=found.options.agents,
         tried=found.tried,
-        attempts=[a.model_dump(mode="json", exclude={"prompt"}) for a in attempts],
+        attempts=[a.model_dump(mode="json", exclude={"prompt"}) | {"session_id": a.session} for a in attempts],
         usage=found.usage,
         permissions=found.options.permissions or "edits",
         ports=ports.shown(found),

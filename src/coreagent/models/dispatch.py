@@ -180,6 +180,13 @@ class Attempt(BaseModel):
     outcome: Outcome = Field(default_factory=Outcome)
     harvest: Harvest = Harvest()
 
+    @property
+    def session(self) -> str:
+        """The session that it worked in, as its CLI called it; "" when its agent was never executed."""
+        if self.started_at is None:
+            return ""
+        return self.outcome.session_id or self.resume_session or self.session_id
+
     def worked_s(self, now: datetime) -> float:
         """How long its agent ran, until `now` when it still does; 0 when it was never executed."""
         if self.started_at is None:
