@@ -21,8 +21,24 @@ from calendar import timegm
 from collections.abc import Callable, Iterable
 
 from coreagent.procfs import MARKER, Proc, below, look, marked, send, slurp, strike, table
+from coreagent.shim_agent import PR_SET_PDEATHSIG, prctl
 
 LINUX = sys.platform.startswith("linux")
+
+
+def tied(number: signal.Signals) -> Callable[[], None]:
+    """What a child does before its exec so that this signal reaches it when its parent is killed (Linux).
+
+    Asked for in the thread that starts the child: the kernel takes the end of that thread for the parent's.
+    """
+    own = os.getpid()
+
+    def in_child() -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if prctl(PR_SET_PDEATHSIG, number) and os.getppid() != own:
+            os._exit(128 + number)  # killed before the kernel was told
+
+    return in_child
 
 
 def start_time(pid: int) -> int:

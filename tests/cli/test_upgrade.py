@@ -19,6 +19,7 @@ from tests.support.world import World
 
 from coreagent import installation, paths
 from coreagent.cli.upgrade import requirement
+from coreagent.daemon import launch
 from coreagent.errors import CoreAgentError
 
 pytestmark = pytest.mark.timeout(600)  # environments are made, and packages built and installed
@@ -133,7 +134,10 @@ def test_forward_and_back_while_an_agent_works(home: Home, wheels: dict[str, Pat
     assert row["state"] == "running" and len(world.executions()) == 1
     assert watcher.poll() is None, watcher.stderr.read() if watcher.stderr else ""
 
+    (mine.versions / "0009" / "bin").mkdir(parents=True)  # of an upgrade that was killed
+    (mine.versions / "store.duckdb").touch()
     back = mine.json("upgrade", "--rollback")
+    assert not (mine.versions / "0009").exists() and not (mine.versions / "store.duckdb").exists()
     assert (back["before"], back["after"], back["kept"]) == ("9.0.2", "9.0.1", "9.0.2")
     assert mine.version == "9.0.1" and mine.daemon() == (pid, "9.0.1")
     again = mine.json("upgrade", "--rollback")
@@ -183,6 +187,23 @@ def test_what_cannot_be_installed_and_what_cannot_be_gone_back_to(home: Home, wh
     assert "E8001" in mine.run("upgrade", code=1)
     del home.env["CORE_AGENT_ATTEMPT"]
     assert mine.version == "9.0.1" and not mine.program.is_symlink()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel is asked to tie them")
+def test_what_an_upgrade_started_ends_with_it(home: Home) -> None:
+    inner = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = (
+        "import subprocess, sys; from coreagent.cli.upgrade import Upgrade; "
+        "Upgrade.versions = '/'; up = Upgrade.__new__(Upgrade); up.env = {}; "
+        "subprocess.PIPE = None; "  # what it says is for us
+        f"up._execute([sys.executable, '-c', {inner!r}], 600)"
+    )
+    upgrade = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert upgrade.stdout is not None
+    child = int(upgrade.stdout.readline())
+    upgrade.kill()
+    assert launch.ended(child, 20)
+    upgrade.communicate()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,11 +22,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from coreagent import installation, paths, procfs, wire
+from coreagent import installation, paths, process, procfs, wire
 from coreagent.capability import Caller
 from coreagent.cli.session import ask
 from coreagent.daemon import house
-from coreagent.errors import CoreAgentError, told
+from coreagent.errors import CoreAgentError, shell_word, told
 from coreagent.installation import PROGRAM, RECORD, Installation
 from coreagent.models.report import StoreCopy
 from coreagent.plainfile import write_plain
@@ -100,10 +101,10 @@ class Upgrade:
         Raises: not_ours_to_upgrade, nothing_to_roll_back, upgrade_failed.
         """
         require_ours(self.place, "")
-        record = installation.read_record(self.versions)
-        if "previous" not in record:
-            raise CoreAgentError("nothing_to_roll_back", "there is no release before this one")
         with self._alone():
+            record = installation.read_record(self.versions)
+            if "previous" not in record:
+                raise CoreAgentError("nothing_to_roll_back", "there is no release before this one")
             old, now = Release.model_validate(record["previous"]), self._current()
             if not os.access(old.python, os.X_OK):
                 raise CoreAgentError("nothing_to_roll_back", f"{old.version} is gone", cause=old.python)
@@ -166,6 +167,7 @@ class Upgrade:
 
     def _execute(self, words: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:
         """Raises: OSError, TimeoutExpired."""
+        # Killed, we leave nothing behind that goes on: interrupted, each of them still clears away what it made.
         return subprocess.run(
             words,
             cwd=self.versions,
@@ -176,6 +178,7 @@ class Upgrade:
             errors="replace",
             timeout=limit_s,
             check=False,
+            preexec_fn=process.tied(signal.SIGINT),
         )
 
     # -- the trial -------------------------------------------------------------------------------------------------
@@ -211,7 +214,6 @@ class Upgrade:
     def _copy_store(self) -> StoreCopy | None:
         """A copy of the store as it is now, which the trial may change; None when nothing is stored yet."""
         source, target = Path(paths.database(self.home)), self.versions / "store.duckdb"
-        self._drop_copy()  # of an upgrade that was killed
         if house.holder(self.home):
             return StoreCopy.model_validate(self._ask("store.copy", target=str(target)))
         if not source.exists():
@@ -315,9 +317,17 @@ class Upgrade:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise CoreAgentError("upgrade_failed", "another upgrade is under way") from None
+            self._clear_away()
             yield
         finally:
             os.close(descriptor)
+
+    def _clear_away(self) -> None:
+        """Remove what an upgrade that was killed left behind."""
+        self._drop_copy()
+        record = installation.read_record(self.versions)
+        known = [Release.model_validate(record[key]) for key in ("current", "previous") if key in record]
+        self._forget_others(*known)
 
     def _remove(self, release: Release) -> None:
         if release.directory:
@@ -354,13 +364,14 @@ def require_ours(place: Installation, source: str) -> None:
 
     Raises: not_ours_to_upgrade.
     """
-    again = "core-agent daemon restart"
+    again, named = "core-agent daemon restart", shell_word(source) if source else ""
     hints = {
-        "checkout": f"git -C {_checkout()} pull && python3 {_checkout()}/scripts/setup dev && {again}",
-        "pipx": f"pipx {f'install --force {source}' if source else f'upgrade {PROGRAM}'} && {again}",
-        "uv": f"uv tool {f'install --force {source}' if source else f'upgrade {PROGRAM}'} && {again}",
-        "conda": f"{sys.executable} -m pip install --upgrade {source or PROGRAM} && {again}",
-        "system": f"{sys.executable} -m pip install --upgrade {source or PROGRAM} && {again}",
+        "checkout": f"git -C {shell_word(_checkout())} pull && python3 {shell_word(_checkout() / 'scripts/setup')} dev"
+        f" && {again}",
+        "pipx": f"pipx {f'install --force {named}' if source else f'upgrade {PROGRAM}'} && {again}",
+        "uv": f"uv tool {f'install --force {named}' if source else f'upgrade {PROGRAM}'} && {again}",
+        "conda": f"{shell_word(sys.executable)} -m pip install --upgrade {named or PROGRAM} && {again}",
+        "system": f"{shell_word(sys.executable)} -m pip install --upgrade {named or PROGRAM} && {again}",
     }
     whose = {
         "checkout": "this is a checkout, which git keeps",

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from coreagent import paths
+from coreagent import paths, process
 from coreagent.cli import completion as scripts
 from coreagent.cli.commands.option import Json, Workspace, answer, paint, say, to_json
 from coreagent.cli.session import session
@@ -27,7 +27,6 @@ from coreagent.cli.views.text import one_line
 from coreagent.errors import CoreAgentError, told
 from coreagent.models.own import AttachCommand, CompletionReply, InitReply, OpenReply, VersionReply
 from coreagent.models.report import AttachReply, MoveReply, WorkspaceShow
-from coreagent.shim_agent import PR_SET_PDEATHSIG, prctl
 
 # What the person's terminal needs to be drawn on; an agent's own environment does not have it.
 _TERMINAL_NAMES = ("TERM", "COLORTERM", "TERM_PROGRAM", "LANG", "LC_ALL", "LC_CTYPE", "COLUMNS", "LINES", "NO_COLOR")
@@ -102,15 +101,13 @@ def _in_foreground(argv: list[str], cwd: str, env: Mapping[str, str], tied: bool
     A `tied` one is hung up (Linux) when this process is killed: nobody would know any more that it is there.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    own = os.getpid()
+    hung_up = process.tied(signal.SIGHUP)
 
     def in_child() -> None:
         # The child must not inherit the deafness: SIG_IGN survives an exec.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if tied:
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            if prctl(PR_SET_PDEATHSIG, signal.SIGHUP) and os.getppid() != own:
-                os._exit(129)  # killed before the kernel was told
+            hung_up()
 
     try:
         child = subprocess.Popen(argv, cwd=cwd, env=dict(env), preexec_fn=in_child)
