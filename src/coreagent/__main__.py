@@ -57,6 +57,8 @@ class Line:
         self._sending = False
         self.unsent = b""
         self.heard = False
+        self.added = False
+        """Something was sent after the opening, so that what the daemon left unread may be that."""
         self._told = False
         self._patience = wire.patience(os.environ)
         self._since = os.times().elapsed
@@ -119,6 +121,7 @@ class Line:
         self._tell(wire.frame(wire.WINDOW, b"%d %d" % (columns, lines)))
 
     def _tell(self, data: bytes) -> None:
+        self.added = True
         try:
             self.send(data)
         except OSError:
@@ -396,13 +399,15 @@ def ask(argv: "list[str]", start: bool = True) -> "int | None":
             return line.copy()
         except Again:
             pass
-        except ConnectionError:
+        except ConnectionError as error:
             if line.interrupts:
                 return INTERRUPTED
             if not line.again:
-                from coreagent.cli.session import only_reads
+                if line.heard:
+                    raise
+                from coreagent.cli.session import only_reads, unread
 
-                if line.heard or tries < TRIES or not only_reads(argv):
+                if (line.added or not unread(error)) and (tries < TRIES or not only_reads(argv)):
                     raise
         finally:
             line.restore()
@@ -462,12 +467,9 @@ def guarded(work: "Callable[[], int]") -> int:
     except NotStarted as failed:
         return failed.code
     except (ConnectionError, wire.BadFrame) as error:
-        return fail(
-            "daemon_unreachable",
-            "the daemon went away in the middle of this command",
-            cause=str(error) or "the connection was closed",
-            hint="core-agent daemon logs; running agents are not touched, core-agent status shows them",
-        )
+        from coreagent.errors import gone
+
+        return tell(gone(str(error) or "the connection was closed"))
     except Exception as error:
         from coreagent.errors import CoreAgentError
 

@@ -7,6 +7,7 @@ capability and renders nothing.
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from coreagent import paths, wire
 from coreagent.capability import REGISTRY, Caller, call
-from coreagent.errors import CoreAgentError, silent
+from coreagent.errors import CoreAgentError, gone, silent
 
 if TYPE_CHECKING:
     from coreagent.core import Core
@@ -242,6 +243,15 @@ def only_reads(argv: list[str]) -> bool:
     return bool(meant) and all(known.read_only for known in meant)
 
 
+def unread(error: OSError) -> bool:
+    """Whether the other end of a socket never read all of the one frame that it was sent, so that it did nothing.
+
+    Linux tells by the error: a reset is of a connection that nobody accepted or that was closed with bytes unread,
+    where one that had read everything ends without an error.
+    """
+    return sys.platform.startswith("linux") and error.errno in (errno.ECONNRESET, errno.EPIPE)
+
+
 def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, start: bool = True) -> Any:
     """Call a capability of the daemon and return its result as plain data.
 
@@ -258,9 +268,13 @@ def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, star
             with reach(home, start=start) as sock:
                 body = exchange(sock, request, caller)
         except CoreAgentError as error:
-            if lost or error.data.get("heard") is not False or not _changes_nothing(name):
+            if error.data.get("heard") is not False:
                 raise
-            lost, body = True, None
+            if not error.data["unread"]:
+                if lost or not _changes_nothing(name):
+                    raise
+                lost = True
+            body = None
         if body is not None:
             break
     else:
@@ -273,7 +287,8 @@ def ask(home: str, name: str, arguments: dict[str, Any], caller: Caller, *, star
 def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> dict[str, Any] | None:
     """One call over one connection; None when the daemon gives way to another one.
 
-    Raises: daemon_unreachable when it goes away meanwhile; its data say whether it was `heard` before.
+    Raises: daemon_unreachable when it goes away meanwhile; its data say whether it was `heard` before, and whether
+    it left the request `unread`.
     """
     opening = wire.Opening(
         [json.dumps(request)],
@@ -302,18 +317,8 @@ def exchange(sock: socket.socket, request: dict[str, Any], caller: Caller) -> di
     except TimeoutError:
         raise silent(wire.peer(sock)[0]) from None
     except (OSError, wire.BadFrame) as error:
-        raise _gone(str(error), heard) from None
-    raise _gone("the connection was closed", heard)
-
-
-def _gone(cause: str, heard: bool) -> CoreAgentError:
-    return CoreAgentError(
-        "daemon_unreachable",
-        "the daemon went away in the middle of this command",
-        cause=cause,
-        hint="core-agent daemon logs; running agents are not touched, core-agent status shows them",
-        data={"heard": heard},
-    )
+        raise gone(str(error), heard=heard, unread=isinstance(error, OSError) and unread(error)) from None
+    raise gone("the connection was closed", heard=heard, unread=False)
 
 
 _CURRENT: ContextVar[Session] = ContextVar("session")
