@@ -41,6 +41,11 @@ def test_none_and_a_mute_one_say_how_to_get_it(tmp_path: Path) -> None:
     assert (missing.problem, missing.hint) == ("runner_missing", "get it, or set runners.tool.path")
     mute = TOOL.find({}, NoSettings(path=make(tmp_path / "mute", "exit 3")))
     assert (mute.problem, "does not answer" in mute.message) == ("runner_missing", True)
+    for n, said in enumerate(("banana", "v9", "build 20261121", "line 12: 9e9\n")):
+        odd = TOOL.find({}, NoSettings(path=make(tmp_path / f"odd{n}", f"printf %s '{said}'")))
+        assert odd.problem == "runner_missing" and said.strip() in odd.message, odd
+    broken = TOOL.find({}, NoSettings(path=make(tmp_path / "broken", "echo 2.0.1; exit 1")))
+    assert (broken.problem, broken.version) == ("runner_missing", "")
     launch = Launch("x", "s", "/r", "/w", "/t", env={"PATH": str(tmp_path)})
     with pytest.raises(CoreAgentError) as error:
         TOOL.require(launch)

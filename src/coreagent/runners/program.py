@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from coreagent.errors import CoreAgentError
-from coreagent.runners.base import Found, Launch, RunnerSettings, version_tuple, which
+from coreagent.runners.base import Found, Launch, RunnerSettings, bounded, version_tuple, which
 
 CONTEXT_LIMIT: Final = 64 * 1024
 VERSION_LIMIT_S: Final = 20.0
+ANSWER_MOST: Final = 4096
 
 # What the known CLIs give the processes below them. A CLI that sees its own, or another's, takes itself for a part of
 # that session: it changes what it prints, attaches to a server of its parent, or refuses to start.
@@ -79,10 +80,14 @@ class Program:
         path, *others = self.all(env, settings) or [""]
         if not path:
             return Found(problem="runner_missing", message=self._missing(settings), hint=self._install())
-        version = version_of(path, self.variables)
+        said = answer_of(path, self.variables)
+        version = version_in(said)
         if not version:
             hint = f"reinstall it; {self._install()}"
-            return Found(path, "", "runner_missing", f"{path} does not answer to --version", hint, tuple(others))
+            told = f"{path} does not answer to --version"
+            if said:
+                told = f"{path} does not tell its version: --version says {said.splitlines()[0]!a:.100}"
+            return Found(path, "", "runner_missing", told, hint, tuple(others))
         if version_tuple(version) < version_tuple(self.minimum):
             message = f"{path} is {version}; at least {self.minimum} is needed"
             return Found(path, version, "runner_too_old", message, self.upgrade, tuple(others))
@@ -105,15 +110,27 @@ def _directories_of(env: Mapping[str, str]) -> list[str]:
 
 def version_of(path: str, variables: Mapping[str, str] | None = None) -> str:
     """Return what a program answers to `--version`, as bare numbers; "" when it does not. Asked once per program."""
+    return version_in(answer_of(path, variables))
+
+
+def version_in(said: str) -> str:
+    """Return the version in an answer, as bare numbers; "" when there is none. A single number is no version."""
+    found = re.search(r"(?<![\w.])v?(\d+(?:\.\d+)+)", said)
+    return ".".join(str(part) for part in version_tuple(found[1])) if found else ""
+
+
+def answer_of(path: str, variables: Mapping[str, str] | None = None) -> str:
+    """Return what a program answers to `--version`; "" when it fails or says nothing. Asked once per program."""
     try:
         stat = os.stat(path)
+        return _answer_of(path, stat.st_mtime_ns, stat.st_size, stat.st_ino, tuple(sorted((variables or {}).items())))
     except OSError:
         return ""
-    return _version_of(path, stat.st_mtime_ns, stat.st_size, stat.st_ino, tuple(sorted((variables or {}).items())))
 
 
 @lru_cache(maxsize=64)
-def _version_of(path: str, mtime_ns: int, size: int, inode: int, variables: tuple[tuple[str, str], ...]) -> str:
+def _answer_of(path: str, mtime_ns: int, size: int, inode: int, variables: tuple[tuple[str, str], ...]) -> str:
+    """Raises: OSError, also when it does not answer in time: a machine that was too busy is asked again."""
     # A script's interpreter (`/usr/bin/env node`) may lie beside it and nowhere else.
     search = f"{os.path.dirname(path)}:{os.environ.get('PATH', '')}:{os.defpath}"
     try:
@@ -128,9 +145,9 @@ def _version_of(path: str, mtime_ns: int, size: int, inode: int, variables: tupl
                 timeout=VERSION_LIMIT_S,
                 check=False,
             )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ".".join(str(part) for part in version_tuple(done.stdout.decode("utf-8", "replace")))
+    except subprocess.TimeoutExpired as error:
+        raise OSError(str(error)) from None
+    return "" if done.returncode else bounded(done.stdout.decode("utf-8", "replace").strip(), ANSWER_MOST)
 
 
 @dataclass(frozen=True)
