@@ -68,6 +68,27 @@ def test_too_old_gone_or_without_a_login_is_refused_before_anything_is_made(home
     assert home.json("status", "--all")["workspaces"] == []
 
 
+def test_what_is_too_old_or_gone_is_refused_by_resume_too(home: Home, programs: Path) -> None:
+    repo = home.repo()
+    home.run("queue", "freeze")
+    home.run("dispatch", "x", "--agent", "codex", "-n", "mine", cwd=repo)
+    home.run("pause", "mine")
+    home.run("queue", "start")
+    for prepare, slug in (
+        (lambda: put(programs, "0.99.0"), "runner_too_old"),
+        (lambda: put(programs, "banana"), "runner_missing"),
+        (lambda: (programs / "codex").unlink(), "runner_missing"),
+    ):
+        prepare()
+        refused = home.json("resume", "mine", code=69)
+        assert refused["error"]["slug"] == slug
+        assert home.json("status", "mine")["workspaces"][0]["state"] == "paused"
+    put(programs, "0.169.0")
+    home.run("resume", "mine")
+    (home.user / "go").touch()
+    assert until(home, "mine", "completed")["runs"] == 1
+
+
 def test_one_that_is_too_old_by_the_time_it_is_started_fails_with_a_clear_reason(home: Home, programs: Path) -> None:
     repo = home.repo()
     home.run("queue", "freeze")

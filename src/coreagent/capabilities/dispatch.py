@@ -42,9 +42,10 @@ from coreagent.capabilities.parameter import (
 )
 from coreagent.capabilities.status import find_open
 from coreagent.capability import Caller, capability
+from coreagent.config import Chosen
 from coreagent.core import Core
 from coreagent.dispatch import after as order
-from coreagent.dispatch import agentnote, arrival, attached, environment, intake, launch, prep, rows
+from coreagent.dispatch import agentnote, arrival, attached, choice, environment, intake, launch, prep, rows
 from coreagent.dispatch.fallback import CONTINUE
 from coreagent.dispatch.intake import Request
 from coreagent.dispatch.queue import ASKED
@@ -211,12 +212,21 @@ async def _resume(
     async with core.engine.deciding(found.id):
         found = core.engine.board.get(found.id, found)
         attached.check(core.engine, found)
+        if found.state not in (State.PREPARING, State.RUNNING) and found.fate is Fate.OPEN:
+            await asyncio.to_thread(_require_agent, core, caller, found)
         if found.state is State.QUEUED and (found.waiting_until is not None or order.is_held(found)):
             resumed = await _go_at_once(core, caller, found, answer or prompt)
         else:
             resumed = await _put_back(core, caller, found, answer, prompt, fresh)
     core.engine.poke()
     return reply(core, resumed, resumed=True)
+
+
+def _require_agent(core: Core, caller: Caller, found: Dispatch) -> None:
+    """Raise what keeps its agent from being used now, as for a new task; of a list, the next one would be tried."""
+    if not found.options.agents:
+        chosen = Chosen(found.runner, found.model, found.identity)
+        choice.require(core, caller, chosen, core.engine.settings_of(found).settings)
 
 
 async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, prompt: str, fresh: bool) -> Dispatch:
