@@ -225,7 +225,7 @@ def test_where_a_task_and_its_repository_come_from(tmp_path: Path) -> None:
         ),
         (["dispatch", "t", "--agent="], "invalid_argument", "it is empty"),
         (["queue", "start", ""], "invalid_argument", "it is empty"),
-        (["rescue", "apply", "x", "0"], "invalid_argument", "greater than or equal to 1"),
+        (["rescue", "apply", "x", "0"], "invalid_argument", "must be at least 1"),
         (["init", "--agent", ""], "invalid_argument", "it is empty"),
     ],
 )
