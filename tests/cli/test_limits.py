@@ -128,6 +128,20 @@ def test_a_repository_that_always_fails_is_left_alone(home: Home) -> None:
     until(home, "three", state="completed")
 
 
+def test_an_outage_with_one_repository_in_use_holds_back_the_rest(home: Home) -> None:
+    world = World(home)
+    settings = home.core / "agents.yaml"
+    settings.write_text(settings.read_text().replace("concurrency: {", "concurrency: {scripted: 1, "))
+    down = script(home, "down.yaml", "steps:\n- fail: {reason: model_error, message: overloaded}\n")
+    names = [f"n{n}" for n in range(8)]
+    for name in names:
+        give(world, "work", "--name", name, "--agent", "scripted", "--script", down)
+    until(home, "n7", waiting_for="breaker")
+    assert [row(home, name)["state"] for name in names] == ["failed"] * 5 + ["queued"] * 3
+    said = " ".join(home.run("why", "n7").out.split())
+    assert "5 failures in a row in local/repo: model_error: overloaded" in said
+
+
 def test_the_next_agent_of_a_list_goes_on(home: Home) -> None:
     world = World(home, settings="  bad: {argv: [/bin/false]}\n  idle: {argv: [/bin/true]}\n")
     give(world, "work", "--name", "one", "--agent", "command:bad,command:work", "--wait")

@@ -150,21 +150,36 @@ class Model:
             repos = [*self.failed.get(pool, []), d.repo]
             self.failed[pool] = repos
             again = park is not None and park.outage and park.until <= now
-            if again or (len(repos) >= 3 and len(set(repos)) >= 2):
+            if len(set(repos)) >= 2 and (again or len(repos) >= 3):
                 times = self.refused[pool] + 1
+                for repo, failures in Counter(repos[:-1]).items():
+                    self._forgive(repo, failures)
                 self._park(pool, Parked(now + BACKOFF[min(times, 4) - 1], now, True, False, times))
+            else:
+                self._fails(d.repo, now, PAUSES[:3], at_once=again)
         elif how == "success":
             self.refused[pool], self.failed[pool] = 0, []
             if park and (park.outage or park.until <= now):
                 del self.parks[pool]
             self.repos.pop(d.repo, None)
         elif how == "died":
-            repo = self.repos.setdefault(d.repo, Broken())
-            repo.failures += 1
-            under_way = repo.until is not None and repo.until > now  # when it opened: says nothing new
-            if not under_way and (repo.failures >= BREAKER or repo.until is not None):
-                repo.opened += 1
-                repo.until = now + PAUSES[min(repo.opened, 4) - 1]
+            self._fails(d.repo, now, PAUSES)
+
+    def _fails(self, name: str, now: datetime, pauses: tuple[timedelta, ...], *, at_once: bool = False) -> None:
+        repo = self.repos.setdefault(name, Broken())
+        repo.failures += 1
+        under_way = repo.until is not None and repo.until > now  # when it opened: says nothing new
+        if not under_way and (repo.failures >= BREAKER or repo.until is not None or at_once):
+            repo.opened += 1
+            repo.until = now + pauses[min(repo.opened, len(pauses)) - 1]
+
+    def _forgive(self, name: str, failures: int) -> None:
+        repo = self.repos.get(name, Broken())
+        repo.failures -= failures
+        if repo.failures < BREAKER:
+            repo.opened, repo.until = 0, None
+        if repo.failures <= 0:
+            self.repos.pop(name, None)
 
     def _park(self, pool: str, made: Parked) -> None:
         self.parks[pool], self.refused[pool], self.failed[pool] = made, made.times, []

@@ -118,7 +118,9 @@ def test_a_week_alone(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = [d for d in record.dispatches.values() if d.repo == BROKEN]
     assert all(d.state is State.FAILED for d in broken)
     parks = [(at, key, value) for at, key, value in week.controls if key.startswith("park:") and value]
-    assert {key for _, key, value in parks if value["why"] == "outage"} == {"park:codex"}
+    outages = [(at, key) for at, key, value in parks if value["why"] == "outage"]
+    assert {key for _, key in outages} == {"park:codex"}
+    assert max(at for at, _ in outages) <= OUTAGE[1] + 61 * MINUTE
     assert {key for _, key, _ in parks} == {"park:codex", "park:codex-spark", "park:gemini"}
     shortly = [
         a for a in record.executed if record.dispatches[a.dispatch_id].repo == BROKEN and a.claimed_at < MONDAY + DAY

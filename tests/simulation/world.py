@@ -141,6 +141,8 @@ class World:
             await asyncio.sleep(20.0 if dispatch.repo == BROKEN else turn.seconds / STEPS)
             if dispatch.repo == BROKEN:
                 ending = {"terminal": "none"}
+                if turn.chance.random() < 0.5:  # as if it were the provider's fault
+                    ending = {"terminal": "error", "reason": Reason.AUTH, "message": "no key"}
                 break
             ending = self._ask(account, turn)
             turn.outcome = turn.outcome.model_copy(update=ending)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.test_claim import NOW, queued
+from tests.unit.test_claim import NOW, chosen, facts, queued
 
 from coreagent.config import RateSettings
-from coreagent.dispatch import admission, breaker, pacing, park
+from coreagent.dispatch import admission, breaker, claim, pacing, park
 from coreagent.dispatch.breaker import Breaker
 from coreagent.dispatch.limits import Starts, day_start, next_reset, pause, rate_obstacle
 from coreagent.dispatch.park import Trouble
 from coreagent.dispatch.pools import Ending, Pools
+from coreagent.dispatch.queue import Queue
 from coreagent.models.agent import Outcome, Reason
 from coreagent.models.dispatch import State
 
@@ -106,6 +107,9 @@ def test_one_repository_never_parks_a_pool_and_two_do() -> None:
     failed(pools, "fine", Reason.NETWORK)
     assert pools.parks["claude"].why == "outage"
     assert pools.parks["claude"].until == NOW + MINUTE
+    assert pools.parks["claude"].detail == (
+        "21 turns failed in 2 repositories and none went well between them, the newest with network"
+    )
     assert pools.breakers == {}
 
 
@@ -114,9 +118,78 @@ def test_an_outage_ends_with_the_first_turn_that_goes_well() -> None:
     for repo in ("a", "b", "a"):
         failed(pools, repo, Reason.MODEL_ERROR)
     failed(pools, "a", Reason.MODEL_ERROR, NOW + MINUTE)
+    failed(pools, "b", Reason.MODEL_ERROR, NOW + MINUTE)
     assert pools.parks["claude"].until == NOW + 6 * MINUTE
+    assert "2 turns failed in 2 repositories" in pools.parks["claude"].detail
     went_well(pools, now=NOW + 6 * MINUTE)
+    assert (pools.parks, pools.troubles, pools.breakers) == ({}, {}, {})
+
+
+def test_what_is_tried_after_an_outage_and_fails_holds_up_its_repository_only() -> None:
+    pools = Pools()
+    for repo in ("broken", "fine", "broken"):
+        failed(pools, repo, Reason.AUTH)
+    assert pools.breakers == {}
+    at = NOW + MINUTE
+    failed(pools, "broken", Reason.AUTH, at)
+    assert pools.parks["claude"].until == at
+    waiting = queued(1, repo="broken"), queued(2, repo="fine")
+    how = {"parks": pools.parks, "breakers": pools.breakers, "now": at}
+    assert chosen(*waiting, **how) == "n2"
+    held = claim.obstacle(waiting[0], Queue(waiting), facts(**how))
+    assert held is not None
+    assert (held.word, held.until) == ("breaker", at + 5 * MINUTE)
+    assert held.detail == "1 failure in a row in o/broken: auth: it broke"
+    went_well(pools, "fine", at)
     assert (pools.parks, pools.troubles) == ({}, {})
+    assert pools.breakers["o/broken"].tripped
+
+
+def test_an_outage_with_one_repository_in_use_does_not_fail_its_whole_queue() -> None:
+    pools, at, ran = Pools(), NOW, 0
+    for _ in range(12):
+        if chosen(queued(1), parks=pools.parks, breakers=pools.breakers, now=at):
+            failed(pools, "r", Reason.MODEL_ERROR, at)
+            ran += 1
+    assert (ran, pools.parks) == (5, {})
+    waits = []
+    for _ in range(5):
+        until = pools.breakers["o/r"].until
+        assert until is not None
+        waits.append((until - at) / MINUTE)
+        at = until
+        failed(pools, "r", Reason.MODEL_ERROR, at)
+    assert waits == [5, 15, 60, 60, 60]
+    went_well(pools, "r", at)
+    assert (pools.breakers, pools.troubles) == ({}, {})
+
+
+def test_what_was_an_outage_is_taken_back_from_the_repositories() -> None:
+    pools = Pools()
+    failed(pools, "r", Reason.DIED)
+    for _ in range(6):
+        failed(pools, "r", Reason.NETWORK)
+    assert pools.breakers["o/r"].tripped
+    failed(pools, "other", Reason.NETWORK)
+    assert pools.parks["claude"].why == "outage"
+    left = pools.breakers.pop("o/r")
+    assert (left.failures, left.opened, left.until, pools.breakers) == (1, 0, None, {})
+    for _ in range(5):
+        failed(pools, "bad", Reason.DIED)
+    failed(pools, "bad", Reason.NETWORK, NOW + 6 * MINUTE)
+    failed(pools, "other", Reason.NETWORK, NOW + 6 * MINUTE)
+    assert pools.breakers["o/bad"].failures == 5
+    assert pools.breakers["o/bad"].tripped
+
+
+def test_a_failure_that_another_agent_mends_costs_its_repository_nothing() -> None:
+    pools = Pools()
+    for _ in range(9):
+        failed(pools, "r", Reason.MODEL_ERROR, goes_on=True)
+    assert pools.breakers == {}
+    for _ in range(9):
+        failed(pools, "r", Reason.MODEL_ERROR, unusable=True)
+    assert pools.breakers == {}
 
 
 def test_an_ending_changes_nothing_until_it_is_written() -> None:
@@ -157,9 +230,13 @@ def test_those_under_way_when_it_trips_do_not_make_it_longer() -> None:
     assert pools.breakers["o/r"].until == NOW + 20 * MINUTE
 
 
-def test_a_persons_stop_and_the_providers_fault_do_not_count_against_a_repository() -> None:
+def test_a_persons_stop_and_what_is_the_machines_do_not_count_against_a_repository() -> None:
     before = Breaker(failures=4)
-    for state, reason in ((State.CANCELLED, Reason.CANCELLED), (State.PAUSED, None), (State.FAILED, Reason.AUTH)):
+    for state, reason in (
+        (State.CANCELLED, Reason.CANCELLED),
+        (State.PAUSED, None),
+        (State.FAILED, Reason.SPAWN_FAILED),
+    ):
         assert breaker.after(before, state, reason, "", NOW, 5) == before
     assert breaker.after(before, State.FAILED, Reason.DIED, "", NOW, 0) == before
     assert breaker.after(before, State.BLOCKED, Reason.BLOCKED, "", NOW, 5) == Breaker()

@@ -287,7 +287,13 @@ async def conclude(
     async with alone:
         now = core.now()
         ended_so = Ending(
-            verdict.state, verdict.reason, verdict.detail, outcome, attempt.claimed_at, ended.usage.max_rss_bytes
+            verdict.state,
+            verdict.reason,
+            verdict.detail,
+            outcome,
+            attempt.claimed_at,
+            ended.usage.max_rss_bytes,
+            goes_on=fallback.after_ending(engine, dispatch, verdict, {}, now) is not None,
         )
         controls = engine.pools.ended(dispatch, ended_so, now, core.settings.dispatch.breaker)
         # The last report of its stream may have come with its end.

@@ -50,18 +50,19 @@ class Trouble(BaseModel):
     model_config = ConfigDict(frozen=True)
     refused: int = 0
     """Parks in a row."""
-    failures: int = 0
-    repos: list[str] = Field(default_factory=list)
-    """Where model calls failed."""
+    failed_in: dict[str, int] = Field(default_factory=dict)
+    """Repository -> turns there whose model calls failed, since a turn went well or the pool was parked."""
 
     def failed(self, repo: str) -> Trouble:
-        repos = self.repos if repo in self.repos else [*self.repos, repo][-OUTAGE_REPOS:]
-        return self.model_copy(update={"failures": self.failures + 1, "repos": repos})
+        return self.model_copy(update={"failed_in": self.failed_in | {repo: self.failed_in.get(repo, 0) + 1}})
 
     @property
-    def is_outage(self) -> bool:
-        """Whether this cannot be one repository's own fault."""
-        return self.failures >= OUTAGE_FAILURES and len(self.repos) >= OUTAGE_REPOS
+    def failures(self) -> int:
+        return sum(self.failed_in.values())
+
+    def is_outage(self, *, tried: bool) -> bool:
+        """Whether this cannot be one repository's own fault; `tried`: what failed was tried after an outage."""
+        return len(self.failed_in) >= OUTAGE_REPOS and (tried or self.failures >= OUTAGE_FAILURES)
 
 
 def reset_of(resets_at: float | None, now: datetime) -> datetime | None:
@@ -95,7 +96,7 @@ def after_rate_limit(
 
 
 def after_outage(trouble: Trouble, now: datetime, reason: Reason) -> Park:
-    """The park that failures in several repositories make."""
+    """The park that failures in several repositories make: `trouble` is what failed since the last one, if any."""
     times = trouble.refused + 1
     return Park(
         until=now + backoff(times),
@@ -103,5 +104,6 @@ def after_outage(trouble: Trouble, now: datetime, reason: Reason) -> Park:
         why="outage",
         named=False,
         times=times,
-        detail=f"{plural(trouble.failures, 'turn')} in a row ended with {reason}, in several repositories",
+        detail=f"{plural(trouble.failures, 'turn')} failed in {len(trouble.failed_in)} repositories and none went "
+        f"well between them, the newest with {reason}",
     )

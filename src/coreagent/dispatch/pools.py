@@ -46,6 +46,8 @@ class Ending:
     max_rss: int = 0
     unusable: bool = False
     """That agent could not be used at all, which says nothing of the repository."""
+    goes_on: bool = False
+    """Another agent has the task now, so that a provider's failure costs no task."""
 
 
 class Pools:
@@ -121,27 +123,41 @@ class Pools:
     def ended(self, dispatch: Dispatch, ending: Ending, now: datetime, breaker_most: int) -> Controls:
         """The controls that an ending changes. Changes nothing itself."""
         repo = f"{dispatch.org}/{dispatch.repo}"
-        changes = self._of_provider(dispatch.pool, repo, ending, now)
-        before = self.breakers.get(repo, Breaker())
+        size = self._of_size(admission.called(dispatch.runner, dispatch.model), ending.max_rss)
+        if ending.state is State.FAILED and ending.reason in park.OUTAGE:
+            return self._of_outage(dispatch.pool, repo, ending, now, breaker_most) | size
+        changes = self._of_provider(dispatch.pool, ending, now)
         most = 0 if ending.unusable else breaker_most
-        after = breaker.after(before, ending.state, ending.reason, ending.detail, now, most)
-        if after != before:
-            changes[f"breaker:{repo}"] = after.model_dump(mode="json") if after != Breaker() else None
-        return changes | self._of_size(admission.called(dispatch.runner, dispatch.model), ending.max_rss)
+        return changes | self._of_repo(repo, ending, now, most) | size
 
-    def _of_provider(self, pool: str, repo: str, ending: Ending, now: datetime) -> Controls:
+    def _of_repo(self, repo: str, ending: Ending, now: datetime, most: int, *, in_vain: bool = False) -> Controls:
+        before = self.breakers.get(repo, Breaker())
+        after = breaker.after(before, ending.state, ending.reason, ending.detail, now, most, in_vain=in_vain)
+        return _broken(repo, before, after)
+
+    def _of_outage(self, pool: str, repo: str, ending: Ending, now: datetime, most: int) -> Controls:
+        """What a failed model call changes: it is the provider's fault, or that of the repository."""
+        known, trouble = self.parks.get(pool), self.troubles.get(pool, Trouble())
+        if known is not None and known.covers(ending.claimed_at, now):
+            return {}  # it began before what is known already
+        tried = known is not None and known.why == "outage" and known.until <= now
+        after = trouble.failed(repo)
+        if after.is_outage(tried=tried) and ending.reason is not None:
+            changes = _parked(pool, park.after_outage(after, now, ending.reason))
+            for other, failures in trouble.failed_in.items():
+                before = self.breakers.get(other, Breaker())
+                changes |= _broken(other, before, breaker.forgive(before, failures, most))
+            return changes
+        most = 0 if ending.unusable or ending.goes_on else most
+        return {f"trouble:{pool}": after.model_dump(mode="json")} | self._of_repo(
+            repo, ending, now, most, in_vain=tried
+        )
+
+    def _of_provider(self, pool: str, ending: Ending, now: datetime) -> Controls:
         known, trouble = self.parks.get(pool), self.troubles.get(pool, Trouble())
         if ending.reason is Reason.RATE_LIMIT:
             made = park.after_rate_limit(known, trouble, ending.outcome.resets_at, now, ending.claimed_at)
             return _parked(pool, made)
-        if ending.state is State.FAILED and ending.reason in park.OUTAGE:
-            if known is not None and known.covers(ending.claimed_at, now):
-                return {}  # it began before what is known already
-            trouble = trouble.failed(repo)
-            tried_in_vain = known is not None and known.why == "outage" and known.until <= now
-            if trouble.is_outage or tried_in_vain:
-                return _parked(pool, park.after_outage(trouble, now, ending.reason))
-            return {f"trouble:{pool}": trouble.model_dump(mode="json")}
         if ending.outcome.terminal != "success":
             return {}
         changes: Controls = {}
@@ -191,6 +207,12 @@ class Pools:
 
 
 _SAME = timedelta(minutes=5)
+
+
+def _broken(repo: str, before: Breaker, after: Breaker) -> Controls:
+    if after == before:
+        return {}
+    return {f"breaker:{repo}": after.model_dump(mode="json") if after != Breaker() else None}
 
 
 def _parked(pool: str, made: Park) -> Controls:
