@@ -76,6 +76,31 @@ def test_a_rate_limit_parks_the_pool_and_a_person_lets_it_go_on(home: Home) -> N
     assert kinds == ["dispatch", "resume"]
 
 
+def test_a_person_has_one_go_at_once_and_is_told_what_holds_it_up_all_the_same(home: Home) -> None:
+    world = World(home)
+    refused, fine = script(home, "refused.yaml", REFUSED % 3600), script(home, "fine.yaml", FINE)
+    give(world, "first", "--name", "first", "--agent", "scripted", "--script", refused)
+    until(home, "first", waiting_for="rate_limit")
+    for name in ("second", "third", "fourth"):
+        give(world, name, "--name", name, "--agent", "scripted", "--script", fine)
+    assert home.json("queue", "start", "second")["note"] == ""
+    until(home, "second", state="completed")
+    # The first success of the pool ended nothing: what the provider named still stands for the others.
+    assert row(home, "third")["waiting_for"] == "parked"
+    home.run("resume", "third")
+    until(home, "third", state="completed")
+    home.run("queue", "freeze", "--pool", "scripted")
+    note = home.json("queue", "start", "fourth")["note"]
+    assert note == (
+        "local/repo/fourth still waits: Pool scripted is frozen; "
+        "`core-agent queue start --pool scripted` lets it go on."
+    )
+    home.run("queue", "start", "first")
+    home.run("queue", "start", "--pool", "scripted")
+    until(home, "fourth", state="completed")
+    until(home, "first", state="completed")
+
+
 def test_a_reset_that_comes_lets_the_pool_go_on_by_itself(home: Home) -> None:
     world = World(home)
     refused = script(home, "refused.yaml", REFUSED % 2)
@@ -167,7 +192,9 @@ def test_a_parked_pool_is_gone_around(home: Home) -> None:
 
 def test_what_a_command_was_seen_to_take_must_fit_the_next_time(home: Home) -> None:
     hold = "import time; x = bytearray(400 << 20); open('made.txt', 'w').write('x'); time.sleep(0.3)"
-    world = World(home, settings=f"  big: {{argv: [{sys.executable}, -c, {json.dumps(hold)}]}}\n")
+    gate = "while [ ! -e $HOME/open ]; do sleep 0.05; done"
+    more = f"  big: {{argv: [{sys.executable}, -c, {json.dumps(hold)}]}}\n"
+    world = World(home, settings=more + f"  beside: {{argv: [/bin/sh, -c, {json.dumps(gate)}]}}\n")
     settings = home.core / "agents.yaml"
     text = settings.read_text()
     give(world, "learn", "--name", "learn", "--agent", "command:big", "--wait")
@@ -175,19 +202,27 @@ def test_what_a_command_was_seen_to_take_must_fit_the_next_time(home: Home) -> N
     assert free is not None
     reserve = "{default_agent: 'command:work', memory_reserve_mib: %d}"
     settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % max(1, (free >> 20) - 100)))
+    give(world, "runs", "--name", "beside", "--agent", "command:beside")
+    until(home, "beside", state="running")
     for name in ("one", "two", "three"):
         give(world, "again", "--name", name, "--agent", "command:big")
     assert {row(home, name)["waiting_for"] for name in ("one", "two", "three")} == {"memory"}
     said = " ".join(home.run("why", "two").out.split())
     assert re.search(r"command:big takes about 4\d\d MiB, \d+ MiB are free, and \d+ MiB stay free", said), said
+    assert "it starts all the same when no other agent runs" in said
+    assert "core-agent queue start two" in said
+    home.run("queue", "start", "two")
+    until(home, "two", state="completed")
+    (home.dir / "u" / "open").touch()
+    until(home, "one", state="completed")
+    until(home, "three", state="completed")
     # More than the machine has: nothing starts, not even what nobody knows anything of.
     settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % 999_999))
     give(world, "small", "--name", "small")
     assert row(home, "small")["waiting_for"] == "memory"
     assert "999999 MiB stay free (dispatch.memory_reserve_mib)" in " ".join(home.run("why", "small").out.split())
     settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % 0))
-    for name in ("one", "two", "three", "small"):
-        until(home, name, state="completed")
+    until(home, "small", state="completed")
 
 
 def test_the_end_of_a_freeze_is_not_the_end_of_a_park(home: Home) -> None:

@@ -83,16 +83,16 @@ class Model:
         if "" in self.frozen:
             return "frozen"
         own = d.waiting_for if d.waiting_until is not None and d.waiting_until > now else ""
-        pool = self.why_pool(d.pool, now)
+        pool = self.why_pool(d.pool, now, asked=d.waiting_for == "asked")
         if own and pool in ("", "parked"):
             return own
         return pool or self.why_lane(d, now)
 
-    def why_pool(self, pool: str, now: datetime) -> str:
+    def why_pool(self, pool: str, now: datetime, *, asked: bool = False) -> str:
         if pool in self.frozen:
             return "frozen_pool"
         running, park, total = len(self.held(pool)), self.parks.get(pool), LIMITS[pool].total
-        if park and (park.until > now or (park.outage and running)):
+        if park and not asked and (park.until > now or (park.outage and running)):
             return "parked"
         if total and running >= total:
             return "slot"
@@ -108,7 +108,7 @@ class Model:
             pause = max(rate.min_delay, rate.burst_delay if burst else rate.sustained_delay)
             if pool in self.last and now - self.last[pool] < pause * SECOND:
                 return "min_delay"
-        return "pace" if self._is_paced(pool, now, running) else ""
+        return "pace" if not asked and self._is_paced(pool, now, running) else ""
 
     def _is_paced(self, pool: str, now: datetime, running: int) -> bool:
         if pool not in self.windows:
@@ -117,11 +117,17 @@ class Model:
         if not now < resets <= now + 8 * DAY:
             return False
         since = sum(p == pool and at >= told for p, at, _ in self.starts)
-        left = max(0.0, (TARGET - used) / price - max(since, running))
+        unseen = max(since, running)
+        left = max(0.0, (TARGET - used) / price - unseen)
+        if left < 1 <= (1 - used) / price - unseen + 1e-6:
+            left = 1.0
         if sum(d.pool == pool for d in self.waiting) <= left:
             return False
         last = self.last.get(pool, told)
-        return left < 1 or now < last + (resets - last) / (left + 1)
+        if left >= 1:
+            return now < last + (resets - last) / (left + 1)
+        known = max(last, told)
+        return bool(running) or now < known + max(6 * HOUR, (resets - known) / 10)
 
     def why_lane(self, d: Dispatch, now: datetime) -> str:
         if "opus" in d.model and d.pool == "claude" and any("opus" in o.model for o in self.held("claude")):
@@ -249,14 +255,14 @@ class LimitsMachine(RuleBasedStateMachine):
         self.queue.put(made)
 
     @precondition(lambda self: self.model.waiting)
-    @rule(data=st.data(), away=st.booleans())
-    def drop_or_let_go_on(self, data: st.DataObject, away: bool) -> None:
+    @rule(data=st.data(), away=st.booleans(), word=st.sampled_from(["", "asked", "asked"]))
+    def drop_or_let_go_on(self, data: st.DataObject, away: bool, word: str) -> None:
         chosen = data.draw(st.sampled_from(self.model.waiting))
         self.model.waiting.remove(chosen)
         if away:
             self.queue.drop(chosen.id)
             return
-        free = chosen.model_copy(update={"waiting_for": "", "waiting_until": None})
+        free = chosen.model_copy(update={"waiting_for": word, "waiting_until": None})
         self.model.waiting.append(free)
         self.queue.put(free)
 
@@ -314,7 +320,7 @@ class LimitsMachine(RuleBasedStateMachine):
             self.model.waiting.append(again)
             self.queue.put(again)
 
-    @rule(used=st.sampled_from([0.1, 0.5, 0.9, 0.94, 1.0]), minutes=st.sampled_from([10, 200]))
+    @rule(used=st.sampled_from([0.1, 0.5, 0.9, 0.94, 1.0]), minutes=st.sampled_from([10, 200, 6000]))
     def a_window_is_told(self, used: float, minutes: int) -> None:
         resets, price = self.now + minutes * MINUTE, 0.1
         told = {"kind": "w", "used": used, "resets_at": resets.isoformat(), "seen_at": self.now.isoformat()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from coreagent.capability import Caller
 from coreagent.cli.views.listing import agent_lines
 from coreagent.cli.views.text import Paint
 from coreagent.errors import CoreAgentError
-from coreagent.models.report import AgentRow, ModelCap, PoolRow
+from coreagent.models.report import AgentRow, ModelCap, PoolRow, WindowRow
 
 SETTINGS = """\
 concurrency: {command: 2}
@@ -134,6 +135,13 @@ def test_what_is_used_of_a_pool_stands_beside_its_agents() -> None:
     lines = agent_lines([busy.model_copy(update={"use": early, "variants": [spark]})], 200, Paint(False), now)
     assert "pool claude: opus 1/1, 3 of 40 starts of the day are used; the next day begins at" in lines[2]
     assert lines[3].strip() == "pool claude-spark: 0/4 running, tiny 0/2"
+    window = WindowRow(kind="seven_day", used=0.9, resets_at=later)
+    paced = PoolRow(pool="claude", limit=2, queued=1, held_by="pace", next_start=later, windows=[window])
+    line = agent_lines([busy.model_copy(update={"use": paced})], 200, Paint(False), now)[2]
+    assert re.fullmatch(
+        r" +pool claude: paced: the next start is at \S.*, 1 waits, 90% of the seven day window is used until \S.*",
+        line,
+    )
     # Where nothing counts days, nothing is said of them.
     idle = busy.model_copy(update={"use": PoolRow(pool="claude", limit=2)})
     lines = agent_lines([idle], 200, Paint(False), now)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from coreagent.config import PoolLimit, RateSettings
-from coreagent.dispatch import admission, claim
+from coreagent.dispatch import admission, claim, pacing
 from coreagent.dispatch.breaker import Breaker
 from coreagent.dispatch.limits import Starts
 from coreagent.dispatch.park import Park
@@ -101,6 +101,23 @@ def test_what_a_person_asks_for_does_not_wait_for_a_parked_pool() -> None:
     assert claim.next_claim(queue, facts(parks=park)) is None
 
 
+def test_what_a_person_asks_for_passes_pace_and_memory_and_nothing_that_is_set() -> None:
+    asked, other = queued(2, waiting_for="asked", runner="claude"), queued(1, runner="claude")
+    window = {"claude": [pacing.Window(kind="w", used=1.0, resets_at=LATER, seen_at=NOW, price=0.01)]}
+    tight = {"free_memory": lambda: 10 << 20, "running": {"codex": 1}}
+    for how in ({"windows": window}, tight):
+        assert chosen(other, **how) == ""
+        assert chosen(other, asked, **how) == "n2"
+        assert word(asked, **how) == ""
+    used_up = {"rates": {"claude": RateSettings(daily_limit=1)}, "starts": {"claude": Starts([(NOW, "A")])}}
+    assert word(asked, windows=window, **used_up) == "daily_limit"
+    broken = {"o/r": Breaker(failures=5, opened=1, until=LATER)}
+    assert word(asked, windows=window, breakers=broken) == "breaker"
+    assert claim.next_time(Queue([asked]), facts(windows=window, breakers=broken)) == LATER
+    assert word(asked, starting=2, starting_most=2) == "starting"
+    assert word(asked, frozen_pools={"claude"}) == "frozen_pool"
+
+
 def test_after_an_outage_one_is_tried_first() -> None:
     park = Park(until=NOW, since=NOW, why="outage")
     assert chosen(queued(1), parks={"claude": park}) == "n1"
@@ -127,23 +144,34 @@ def test_the_last_start_of_a_day() -> None:
 
 def test_an_agent_that_would_not_fit_waits_and_a_light_one_does_not() -> None:
     heavy, light = queued(1, runner="claude"), queued(2)
-    how = {"free_memory": lambda: 600 << 20, "memory_reserve": 400 << 20}
+    how = {"free_memory": lambda: 600 << 20, "memory_reserve": 400 << 20, "running": {"codex": 1}}
     assert word(heavy, **how) == "memory"
     assert chosen(heavy, light, **how) == "n2"
     assert claim.next_time(Queue([heavy]), facts(**how)) == NOW + claim.MEMORY_LOOK
-    assert chosen(heavy, free_memory=lambda: 900 << 20, memory_reserve=400 << 20) == "n1"
-    assert chosen(heavy, free_memory=lambda: None) == "n1"
+    assert chosen(heavy, **{**how, "free_memory": lambda: 900 << 20}) == "n1"
+    assert chosen(heavy, **{**how, "free_memory": lambda: None}) == "n1"
+
+
+def test_what_was_once_seen_to_take_much_starts_when_nothing_else_runs() -> None:
+    big = queued(1, runner="command", model="big")
+    how = {"free_memory": lambda: 800 << 20, "memory_reserve": 700 << 20, "sizes": {"command:big": 900 << 20}}
+    assert chosen(big, **how) == "n1"
+    assert chosen(big, **how, running={"codex": 1}) == ""
+    found = claim.obstacle(big, Queue([big]), facts(**{**how, "memory_reserve": 900 << 20}))
+    assert found is not None
+    assert found.detail == "800 MiB are free, and 900 MiB stay free (dispatch.memory_reserve_mib)"
 
 
 def test_a_command_is_known_by_its_name() -> None:
     known = {"command:big": 900 << 20}
     big, small = queued(1, runner="command", model="big"), queued(2, runner="command", model="small")
-    how = {"free_memory": lambda: 800 << 20, "memory_reserve": 500 << 20, "sizes": known}
+    how = {"free_memory": lambda: 800 << 20, "memory_reserve": 500 << 20, "sizes": known, "running": {"codex": 1}}
     found = claim.obstacle(big, Queue([big]), facts(**how))
     assert found is not None
     assert found.word == "memory"
     assert found.detail == (
-        "command:big takes about 900 MiB, 800 MiB are free, and 500 MiB stay free (dispatch.memory_reserve_mib)"
+        "command:big takes about 900 MiB, 800 MiB are free, and 500 MiB stay free (dispatch.memory_reserve_mib); "
+        "it starts all the same when no other agent runs"
     )
     assert word(big, **{**how, "sizes": {}}) == ""
     assert chosen(big, small, **how) == "n2"

@@ -137,7 +137,7 @@ def test_paused_before_its_turn_it_is_asked_again_what_it_waits_for(tmp_path: Pa
         await room.ask("resume", workspace="last")
         assert room.now(last).waiting_for == "after"
         await room.ask("resume", workspace="last")
-        assert room.now(last).waiting_for == ""
+        assert room.now(last).waiting_for == "asked"
 
     in_room(tmp_path, body, script=WORK)
 

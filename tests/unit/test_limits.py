@@ -271,6 +271,55 @@ def test_a_window_that_is_nearly_used_waits_for_its_reset() -> None:
     assert found.until == NOW + HOUR
 
 
+def test_the_last_start_that_a_window_pays_for_is_made() -> None:
+    starts = Starts([(NOW, "A")])
+    reset, at = NOW + timedelta(seconds=500_000), NOW + MINUTE
+    window = pacing.Window(kind="seven_day", used=0.9, resets_at=reset, seen_at=at, price=0.1)
+    assert pacing.pace_obstacle([window], at, starts, 0, 1, 0.95) is None
+    full = window.model_copy(update={"used": 0.95})
+    assert pacing.affordable(full, at, starts, 0, 0.95) == 0
+    fine = window.model_copy(update={"used": 0.94, "price": 0.02})
+    assert pacing.affordable(fine, at, starts, 0, 0.95) == pytest.approx(0.5)
+
+
+def test_runs_that_used_a_tenth_each_leave_room_for_one_more() -> None:
+    pools, at, reset = Pools(), NOW, NOW.timestamp() + 500_000
+    for n, used in enumerate((0.5, 0.6, 0.7, 0.8, 0.9)):
+        pools.started("claude", at, str(n))
+        pools.apply(pools.reported("claude", {"seven_day": (used, reset)}, at + MINUTE / 2, 1))
+        at += MINUTE
+    how = {"windows": pools.windows, "starts": pools.starts, "now": at}
+    assert chosen(queued(1), **how) == "n1"
+    pools.started("claude", at, "last")
+    pools.apply(pools.reported("claude", {"seven_day": (0.99, reset)}, at + MINUTE / 2, 1))
+    at += MINUTE
+    assert chosen(queued(1), **how | {"now": at}) == ""
+    pools.apply(pools.forget_windows("claude"))
+    assert chosen(queued(1), **how | {"now": at}) == "n1"
+
+
+def test_a_pool_in_which_nothing_runs_is_looked_at_again_before_its_reset() -> None:
+    starts = Starts([(NOW, "A")])
+    reset = NOW + 100 * HOUR
+    window = pacing.Window(kind="seven_day", used=0.97, resets_at=reset, seen_at=NOW + HOUR, price=0.1)
+    found = pacing.pace_obstacle([window], NOW + 2 * HOUR, starts, 0, 3, 0.95)
+    assert found is not None
+    assert found.until == NOW + HOUR + 9.9 * HOUR
+    assert found.detail == "97% of the seven day window is used, dispatch.pace_target is 0.95"
+    assert pacing.pace_obstacle([window], NOW + 10.9 * HOUR, starts, 0, 3, 0.95) is None
+    busy = pacing.pace_obstacle([window], NOW + 10.9 * HOUR, starts, 1, 3, 0.95)
+    assert busy is not None
+    assert busy.until == reset
+    starts.note(NOW + 11 * HOUR, "B")
+    again = pacing.pace_obstacle([window], NOW + 11 * HOUR, starts, 0, 3, 0.95)
+    assert again is not None
+    assert again.until == NOW + 11 * HOUR + 8.9 * HOUR
+    short = window.model_copy(update={"resets_at": NOW + 5 * HOUR})
+    found = pacing.pace_obstacle([short], NOW + 2 * HOUR, Starts(), 0, 3, 0.95)
+    assert found is not None
+    assert found.until == NOW + 5 * HOUR
+
+
 def test_a_new_window_keeps_the_price_and_begins_a_new_measure() -> None:
     starts = Starts([(NOW, "A")])
     old = pacing.Window(

@@ -9,12 +9,13 @@ from typing import Literal
 
 from coreagent import runners
 from coreagent.capabilities.parameter import Pool, Repository, Workspace
-from coreagent.capabilities.status import find_open
+from coreagent.capabilities.status import find_open, why_queued
 from coreagent.capability import Caller, capability
 from coreagent.core import Core
 from coreagent.dispatch import after as order
-from coreagent.dispatch import attached, bring, environment, intake, launch, leftover, ports, prep, rows
+from coreagent.dispatch import attached, bring, claim, environment, intake, launch, leftover, ports, prep, rows
 from coreagent.dispatch.engine import Engine
+from coreagent.dispatch.queue import ASKED
 from coreagent.dispatch.verdict import UNHEEDED
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError
@@ -267,7 +268,8 @@ async def queue_freeze(core: Core, pool: Pool = "") -> QueueReport:
     return rows.queue_report(core.engine)
 
 
-async def _go_on(core: Core, caller: Caller, found: Dispatch) -> None:
+async def _go_on(core: Core, found: Dispatch) -> str:
+    """Have a waiting one start as soon as it may; return what holds it up all the same."""
     async with core.engine.deciding(found.id):
         found = core.engine.board.get(found.id, found)
         if found.state is not State.QUEUED:
@@ -277,29 +279,33 @@ async def _go_on(core: Core, caller: Caller, found: Dispatch) -> None:
                 hint=f"`core-agent why {found.name}` tells what it needs",
             )
         freed = core.engine.after.freed(found) if order.is_held(found) else {}
-        await core.engine.update(found, **{"waiting_until": None, "waiting_for": "", **freed})
+        asked = await core.engine.update(found, **{**freed, "waiting_until": None, "waiting_for": ASKED})
+    held = rows.held_up(core.engine, asked, core.engine.facts())
+    if held is None or held.word == "frozen":
+        return ""
+    return f"{asked.workspace} still waits: {why_queued(core.engine, asked)}"
 
 
 @capability("queue.start", tool="agentic_dispatch_start", cli="queue start")
 async def queue_start(
     core: Core, caller: Caller, pool: Pool = "", repo: Repository = "", workspace: Workspace = ""
 ) -> QueueReport:
-    """Let a frozen queue go on; with `pool`, one that is frozen or parked; with `repo`, one that is left alone.
+    """Let a frozen queue go on; with `pool`, one that is frozen, parked or paced; with `repo`, one that is left alone.
 
     A pool that is frozen is thawed and nothing more: when it is parked as well, `note` says so, and the same call again
-    ends the park; that the whole queue is frozen is said there too. With `workspace`, a task that waits for a time or
-    for other tasks waits no longer.
+    ends the park; that the whole queue is frozen is said there too. With `workspace`, a task waits no longer for a
+    park, a rate limit, the pace, memory or other tasks; `note` says what holds it up all the same.
     """
     engine = core.engine
     note = ""
     _check_pool(engine, pool)
-    if workspace:
-        await _go_on(core, caller, await find_open(core, workspace))
     if repo:
         found = intake.registered(engine, caller, repo)
         await engine.set_controls(engine.pools.close_breaker(f"{found.org}/{found.name}"))
     if pool:
         note = await _let_pool_go_on(engine, pool)
+    if workspace:
+        note = "; ".join(filter(None, [note, await _go_on(core, await find_open(core, workspace))]))
     if not pool and not repo and not workspace:
         await engine.set_controls({key: None for key in engine.controls if key.startswith("frozen")})
     elif "frozen" in engine.controls:
@@ -309,7 +315,7 @@ async def queue_start(
 
 
 async def _let_pool_go_on(engine: Engine, pool: str) -> str:
-    """Thaw a frozen pool, or else end its park; return what still holds it up."""
+    """Thaw a frozen pool, or else end its park, or else its pace; return what still holds it up."""
     if f"frozen:{pool}" in engine.controls:
         # Who ends a freeze need not know that the provider has refused meanwhile: that limit still stands.
         await engine.set_controls({f"frozen:{pool}": None})
@@ -321,7 +327,9 @@ async def _let_pool_go_on(engine: Engine, pool: str) -> str:
             f"pool {pool} is thawed and still parked until {park.until:%Y-%m-%d %H:%M:%S} UTC ({why}); "
             f"`core-agent queue start --pool {pool}` again ends that"
         )
-    await engine.set_controls(engine.pools.unpark(pool))
+    held = claim.of_pool(pool, engine.board.queued.waiting(pool), engine.facts())
+    paced = held is not None and held.word == "pace"
+    await engine.set_controls(engine.pools.unpark(pool) | (engine.pools.forget_windows(pool) if paced else {}))
     # All in one transaction's time: a park may hold up thousands.
     waiting = [d for d in engine.board.queued if d.pool == pool and d.waiting_until is not None]
     await asyncio.gather(*(engine.update(d, waiting_until=None, waiting_for="") for d in waiting))

@@ -45,7 +45,7 @@ from coreagent.capability import Caller, capability
 from coreagent.config import Chosen
 from coreagent.core import Core
 from coreagent.dispatch import after as order
-from coreagent.dispatch import agentnote, arrival, attached, choice, environment, intake, launch, prep, rows
+from coreagent.dispatch import agentnote, arrival, attached, choice, claim, environment, intake, launch, prep, rows
 from coreagent.dispatch.fallback import CONTINUE
 from coreagent.dispatch.intake import Request
 from coreagent.dispatch.queue import ASKED
@@ -214,7 +214,7 @@ async def _resume(
         attached.check(core.engine, found)
         if found.state not in (State.PREPARING, State.RUNNING) and found.fate is Fate.OPEN:
             await asyncio.to_thread(_require_agent, core, caller, found)
-        if found.state is State.QUEUED and (found.waiting_until is not None or order.is_held(found)):
+        if found.state is State.QUEUED and _passes(core, found):
             resumed = await _go_at_once(core, caller, found, answer or prompt)
         else:
             resumed = await _put_back(core, caller, found, answer, prompt, fresh)
@@ -227,6 +227,14 @@ def _require_agent(core: Core, caller: Caller, found: Dispatch) -> None:
     if not found.options.agents:
         chosen = Chosen(found.runner, found.model, found.identity)
         choice.require(core, caller, chosen, core.engine.settings_of(found).settings)
+
+
+def _passes(core: Core, found: Dispatch) -> bool:
+    """Whether a queued one waits for something that it need not wait for when a person asks for it."""
+    if found.waiting_until is not None or order.is_held(found):
+        return True
+    held = rows.held_up(core.engine, found, core.engine.facts())
+    return held is not None and held.word in claim.PASSED
 
 
 async def _put_back(core: Core, caller: Caller, found: Dispatch, answer: str, prompt: str, fresh: bool) -> Dispatch:
@@ -281,7 +289,7 @@ async def _go_at_once(core: Core, caller: Caller, found: Dispatch, more: str) ->
     if more:
         said = more if said in ("", CONTINUE) else f"{said}\n\n{more}"
     now = {"waiting_until": None, "waiting_for": ASKED, "next_prompt": said}
-    return await core.engine.update(found, **(now | freed))
+    return await core.engine.update(found, **(freed | now))
 
 
 async def _keep_environment(core: Core, caller: Caller, found: Dispatch) -> None:

@@ -115,7 +115,7 @@ def _headline(engine: Engine, d: Dispatch) -> str:
         return f"A person is attached to it ({hold.words()}): it waits until they leave that session."
     match d.state:
         case State.QUEUED:
-            return _why_queued(engine, d)
+            return why_queued(engine, d)
         case State.PREPARING:
             return "Its workspace is being prepared."
         case State.RUNNING:
@@ -144,7 +144,8 @@ def _waiting(d: Dispatch) -> str:
     return plural(d.harvest.files, "changed file waits", "changed files wait")
 
 
-def _why_queued(engine: Engine, d: Dispatch) -> str:
+def why_queued(engine: Engine, d: Dispatch) -> str:
+    """What a queued dispatch waits for, and what ends that."""
     facts = engine.facts()
     held = rows.held_up(engine, d, facts)
     if held is None:
@@ -180,9 +181,11 @@ def _why_queued(engine: Engine, d: Dispatch) -> str:
         case "min_delay":
             return f"Pool {d.pool} keeps a pause between two starts; the next one is at {at}."
         case "pace":
-            return f"Pool {d.pool} is paced to reach its reset: {held.detail}; the next start is at {at}."
+            ends = f"`core-agent queue start {d.name}` starts this one all the same"
+            return f"Pool {d.pool} is paced to reach its reset: {held.detail}; the next start is at {at}. {ends}."
         case "memory":
-            return f"It would not fit into memory now: {held.detail}."
+            ends = f"`core-agent queue start {d.name}` starts it all the same"
+            return f"It would not fit into memory now: {held.detail}. {ends}."
         case "starting":
             return f"{held.detail.capitalize()}; it starts as soon as one of them is up."
         case "breaker":
@@ -289,13 +292,16 @@ def _next_without_checkout(d: Dispatch) -> list[str]:
 def _ways_on(engine: Engine, d: Dispatch) -> list[str]:
     """How a person has a queued task start that waits for a pool or for a time."""
     held = rows.held_up(engine, d, engine.facts())
-    at_once = [f"core-agent resume {d.name}"] if d.waiting_until is not None else []
-    if held is None:
-        return []
-    if held.word in ("parked", "frozen_pool"):
-        return [f"core-agent queue start --pool {d.pool}", *at_once]
-    if held.word == "rate_limit":
-        return [*at_once, f"core-agent queue start --pool {d.pool}"]
+    word, of_pool = held.word if held else "", f"core-agent queue start --pool {d.pool}"
+    match word:
+        case "frozen_pool":
+            return [of_pool]
+        case "parked":
+            return [of_pool, f"core-agent resume {d.name}"]
+        case "rate_limit":
+            return [f"core-agent resume {d.name}", of_pool]
+        case "pace" | "memory":
+            return [f"core-agent queue start {d.name}"]
     return []
 
 

@@ -23,6 +23,8 @@ from coreagent.plural import plural
 MEMORY_LOOK = timedelta(seconds=5)
 """No event tells that memory has become free."""
 NO_STARTS = Starts()
+PASSED = frozenset({"parked", "rate_limit", "pace", "memory"})
+"""Words of what does not hold up a task that a person asked for."""
 
 
 def _unknown() -> int | None:
@@ -79,11 +81,11 @@ def obstacle(dispatch: Dispatch, queue: Queue, facts: Facts) -> Obstacle | None:
     if own is not None and dispatch.waiting_for in HELD:
         return own
     asked = dispatch.waiting_for == ASKED
-    found = _everything(facts) or of_pool(dispatch.pool, queue.waiting(dispatch.pool), facts, parked=not asked)
+    found = _everything(facts) or of_pool(dispatch.pool, queue.waiting(dispatch.pool), facts, asked=asked)
     # A task that waits for a rate limit says so, not that its pool is parked for the same reason.
     if own is not None and (found is None or found.word == "parked"):
         return own
-    return found or _Lanes(facts).held(lane_of(dispatch))
+    return found or _Lanes(facts).held(lane_of(dispatch), asked=asked)
 
 
 def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Dispatch | None:
@@ -95,9 +97,9 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
     too_early: list[Dispatch] = []
     of_lanes = _Lanes(facts)
     for pool, lanes in queue.pools.items():
-        if held := of_pool(pool, queue.waiting(pool), facts):
-            if held.word == "parked" and (key := _asked(pool, queue, facts, of_lanes, arriving)):
-                chosen = min(chosen or key, key)
+        if key := _asked(pool, queue, facts, of_lanes, arriving):
+            chosen = min(chosen or key, key)
+        if of_pool(pool, queue.waiting(pool), facts):
             continue
         for lane, keys in lanes.items():
             if (chosen is not None and keys[0] > chosen) or of_lanes.held(lane):
@@ -118,11 +120,11 @@ def next_claim(queue: Queue, facts: Facts, arriving: Collection[str] = ()) -> Di
 
 
 def _asked(pool: str, queue: Queue, facts: Facts, of_lanes: _Lanes, arriving: Collection[str]) -> Key | None:
-    """The first one of a parked pool that a person asked for, when nothing but the park is in its way."""
-    if not queue.asked.get(pool) or of_pool(pool, queue.waiting(pool), facts, parked=False):
+    """The first one of a pool that a person asked for, when nothing is in its way that it does not pass."""
+    if not queue.asked.get(pool) or of_pool(pool, queue.waiting(pool), facts, asked=True):
         return None
     waiting = (queue[dispatch_id] for dispatch_id in queue.asked[pool] if dispatch_id not in arriving)
-    return min((key_of(d) for d in waiting if not of_lanes.held(lane_of(d))), default=None)
+    return min((key_of(d) for d in waiting if not of_lanes.held(lane_of(d), asked=True)), default=None)
 
 
 def next_time(queue: Queue, facts: Facts) -> datetime | None:
@@ -130,12 +132,14 @@ def next_time(queue: Queue, facts: Facts) -> datetime | None:
     times: list[datetime | None] = [queue.next_time()]
     of_lanes = _Lanes(facts)
     for pool, lanes in queue.pools.items():
+        if queue.asked.get(pool):
+            waits = of_pool(pool, queue.waiting(pool), facts, asked=True)
+            asked = {lane_of(queue[dispatch_id]) for dispatch_id in queue.asked[pool]}
+            of_asked = [waits] if waits else [of_lanes.held(lane, asked=True) for lane in asked]
+            times += [found.until for found in of_asked if found is not None]
         stopped = of_pool(pool, queue.waiting(pool), facts)
         if stopped is not None:
             times.append(stopped.until)
-            if stopped.word == "parked" and queue.asked.get(pool):
-                waits = of_pool(pool, queue.waiting(pool), facts, parked=False)
-                times.append(waits.until if waits else None)
             continue
         times += [found.until for lane in lanes if (found := of_lanes.held(lane)) is not None]
     return min((at for at in times if at is not None and at > facts.now), default=None)
@@ -149,15 +153,15 @@ def _everything(facts: Facts) -> Obstacle | None:
     return Obstacle("frozen") if facts.frozen else None
 
 
-def of_pool(pool: str, waiting: int, facts: Facts, *, parked: bool = True) -> Obstacle | None:
+def of_pool(pool: str, waiting: int, facts: Facts, *, asked: bool = False) -> Obstacle | None:
     """What holds up a whole pool in which so many tasks wait; None when nothing does.
 
-    Without `parked`, as it is for a task that a person asked for now: that the provider refused before does not count.
+    With `asked`, as it is for a task that a person asked for now: neither parks nor the pace count.
     """
     if pool in facts.frozen_pools:
         return Obstacle("frozen_pool")
     running = facts.running.get(pool, 0)
-    park = facts.parks.get(pool) if parked else None
+    park = None if asked else facts.parks.get(pool)
     if park is not None:
         if park.until > facts.now:
             return Obstacle("parked", park.until, park.detail or park.why.replace("_", " "))
@@ -169,7 +173,7 @@ def of_pool(pool: str, waiting: int, facts: Facts, *, parked: bool = True) -> Ob
     starts = facts.starts.get(pool, NO_STARTS)
     rate = facts.rates.get(pool)
     found = limits.rate_obstacle(facts.now, rate, starts) if rate is not None else None
-    if found is None and facts.pace_target and pool in facts.windows:
+    if found is None and not asked and facts.pace_target and pool in facts.windows:
         found = pacing.pace_obstacle(facts.windows[pool], facts.now, starts, running, waiting, facts.pace_target)
     return found
 
@@ -181,9 +185,9 @@ class _Lanes:
         self._facts = facts
         self._models: dict[tuple[str, str], Obstacle | None] = {}
         self._repos: dict[str, Obstacle | None] = {}
-        self._agents: dict[str, Obstacle | None] = {}
+        self._agents: dict[tuple[str, bool], Obstacle | None] = {}
 
-    def held(self, lane: Lane) -> Obstacle | None:
+    def held(self, lane: Lane, *, asked: bool = False) -> Obstacle | None:
         pool, runner, model, repo = lane
         if (pool, model) not in self._models:
             self._models[pool, model] = _model(pool, model, self._facts)
@@ -194,9 +198,9 @@ class _Lanes:
         if found := self._repos[repo]:
             return found
         name = admission.called(runner, model)
-        if name not in self._agents:
-            self._agents[name] = _machine(name, self._facts)
-        return self._agents[name]
+        if (name, asked) not in self._agents:
+            self._agents[name, asked] = _starting(name, self._facts) or (None if asked else _memory(name, self._facts))
+        return self._agents[name, asked]
 
 
 def _model(pool: str, model: str, facts: Facts) -> Obstacle | None:
@@ -226,17 +230,28 @@ def _own(dispatch: Dispatch, facts: Facts) -> Obstacle | None:
     return None
 
 
-def _machine(name: str, facts: Facts) -> Obstacle | None:
-    heavy = admission.heavy(name, facts.sizes)
-    if heavy and facts.starting_most and facts.starting >= facts.starting_most:
-        return Obstacle("starting", None, plural(facts.starting, "agent is starting", "agents are starting"))
-    needed, free = admission.needed(name, facts.sizes), facts.free_memory()
+def _starting(name: str, facts: Facts) -> Obstacle | None:
+    if not facts.starting_most or facts.starting < facts.starting_most or not admission.heavy(name, facts.sizes):
+        return None
+    return Obstacle("starting", None, plural(facts.starting, "agent is starting", "agents are starting"))
+
+
+def _memory(name: str, facts: Facts) -> Obstacle | None:
+    # What it was seen to take is held against what runs beside it. Alone, no later run could ever show that it takes
+    # less: then only the reserve counts.
+    alone = not any(facts.running.values())
+    needed = admission.UNKNOWN_GUESS if alone else admission.needed(name, facts.sizes)
+    free = facts.free_memory()
     if free is None or free - facts.memory_promised - facts.memory_reserve >= needed:
         return None
     mib = admission.MEBI
-    said = f"{name} takes about {needed // mib} MiB, {max(0, free) // mib} MiB are free"
+    said = f"{max(0, free) // mib} MiB are free"
+    if not alone:
+        said = f"{name} takes about {needed // mib} MiB, {said}"
     if facts.memory_promised:
         said += f", {facts.memory_promised // mib} MiB of that for agents that are starting"
     if facts.memory_reserve:
         said += f", and {facts.memory_reserve // mib} MiB stay free (dispatch.memory_reserve_mib)"
+    if not alone and free - facts.memory_reserve >= admission.UNKNOWN_GUESS:
+        said += "; it starts all the same when no other agent runs"
     return Obstacle("memory", facts.now + MEMORY_LOOK, said)

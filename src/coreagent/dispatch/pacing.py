@@ -3,7 +3,8 @@
 Live runs report how much of a window is used and when it ends. Between two reports some starts were made: that is the
 price of one. While more waits than the rest of the window can pay for, starts are spread evenly over what is left of
 it, so that work goes on until the reset instead of ending at a wall; while everything that waits fits in, nothing is
-held back. Pure values; the engine keeps them as controls.
+held back. Reports come from runs only, so a pool in which nothing runs is never held until its reset for what an old
+one said: now and then one is let through. Pure values; the engine keeps them as controls.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ MEASURED_MIN = 2.0
 WINDOW_MAX = timedelta(days=8)
 """A reset further ahead is a mistake of somebody's clock, as is a report that lies so far back."""
 KEPT_PRICE_FOR = timedelta(days=14)
+LOOK_LEAST = timedelta(hours=6)
+LOOK_SHARE = 0.1
+"""How long after the newest start or report one is let through that is not paid for, when nothing runs: this share of
+the time to the reset, and not sooner than that."""
 
 
 class Window(BaseModel):
@@ -75,7 +80,14 @@ def affordable(window: Window, now: datetime, starts: Starts, running: int, targ
     # What began since the report has not shown in it, and what is at work has not shown in full: a wall costs more
     # than a start that comes a report later.
     unseen = max(starts.since(window.seen_at), running)
-    return max(0.0, (target - window.used) / window.price - unseen)
+    left = (target - window.used) / window.price - unseen
+    whole = (1 - window.used) / window.price - unseen
+    if left < 1 <= whole + _ROUNDING and window.price > 1 - target:
+        return 1.0  # so much costs one start that the target lies between two: the one that the window pays for is made
+    return max(0.0, left)
+
+
+_ROUNDING = 1e-6
 
 
 def pace_obstacle(
@@ -87,13 +99,21 @@ def pace_obstacle(
         left = affordable(window, now, starts, running, target)
         if left is None or waiting <= left:
             continue
-        if left < 1:
+        last = starts.last(now) or window.seen_at
+        if left >= 1:
+            # Evenly over what is left from the newest start on: the moment does not move while nothing happens.
+            until = last + (window.resets_at - last) / (left + 1)
+        elif running:
             until = window.resets_at
         else:
-            # Evenly over what is left from the newest start on: the moment does not move while nothing happens.
-            last = starts.last(now) or window.seen_at
-            until = last + (window.resets_at - last) / (left + 1)
+            until = min(window.resets_at, _look_at(window, last))
         if until > now and (found is None or found.until is None or until > found.until):
             share = f"{window.used:.0%} of the {window.kind.replace('_', ' ')} window is used"
-            found = Obstacle("pace", until, share)
+            found = Obstacle("pace", until, f"{share}, dispatch.pace_target is {target:g}")
     return found
+
+
+def _look_at(window: Window, last: datetime) -> datetime:
+    """When a start is due that shows whether the window is still as it was reported."""
+    known = max(last, window.seen_at)
+    return known + max(LOOK_LEAST, (window.resets_at - known) * LOOK_SHARE)

@@ -184,6 +184,10 @@ class Pools:
             changes[f"trouble:{pool}"] = None
         return changes
 
+    def forget_windows(self, pool: str) -> Controls:
+        """A person lets a pool go on that is paced: prices are learned anew."""
+        return {f"window:{pool}:{window.kind}": None for window in self.windows.get(pool, [])}
+
     def close_breaker(self, repo: str) -> Controls:
         """A person lets a repository go on."""
         return {f"breaker:{repo}": None} if repo in self.breakers else {}

@@ -76,6 +76,8 @@ REFUSALS: Final = (
         Reason.CONFIGURATION,
     ),
 )
+# No share is larger: an account that may go on past its limit tells a little more than 1.
+SHARE_MOST: Final = 2.0
 
 
 class ClaudeParser(Parser):
@@ -90,6 +92,7 @@ class ClaudeParser(Parser):
         self._denied: set[str] = set()
         self._synthetic: dict[str, Any] = {}
         self._resets_at: float | None = None
+        self._windows = Windows()
         self._settled = Usage()
         """The usage that results have accounted for; `_messages` holds what came since."""
 
@@ -210,7 +213,7 @@ class ClaudeParser(Parser):
         return events
 
     def _rate_limit(self, info: dict[str, Any]) -> list[AgentEvent]:
-        self.outcome.windows |= windows_of(info, self._clock())
+        self.outcome.windows |= self._windows.read(info, self._clock())
         # Only `status` counts: overageStatus is "rejected" on healthy runs as well.
         status = text_of(info.get("status"))
         if status not in ("rejected", "allowed_warning"):
@@ -357,16 +360,39 @@ def amount(value: object) -> float | None:
     return float(value)
 
 
-def windows_of(info: dict[str, Any], now: float) -> dict[str, tuple[float, float]]:
-    """The usage windows that a rate_limit_event tells of: kind -> (share used, reset in epoch seconds)."""
-    found: dict[str, tuple[float, float]] = {}
-    several = info.get("unifiedWindows")
-    named = several.items() if isinstance(several, dict) else ()
-    for kind, window in [*named, (info.get("rateLimitType"), info)]:
-        if not isinstance(window, dict) or not isinstance(kind, str) or not re.fullmatch(r"[a-z0-9_]{1,40}", kind):
-            continue
-        used, resets = window.get("utilization"), believable(window.get("resetsAt"), now)
-        if isinstance(used, int | float) and resets is not None:
-            # Given as a share by some versions and as a percentage by others.
-            found.setdefault(kind, (float(used) / 100 if used > 2 else float(used), resets))
-    return found
+class Windows:
+    """Reads the usage windows of one stream.
+
+    Claude Code gives the used part as a share, 0 to 1; a percentage is told by a value that can be no share, and from
+    then on every value of that stream is one. What can be both, as a 1 that stands alone, is not believed.
+    """
+
+    def __init__(self) -> None:
+        self._scale: float | None = None
+        """What stands for a full window, once it is known."""
+
+    def read(self, info: dict[str, Any], now: float) -> dict[str, tuple[float, float]]:
+        """What a rate_limit_event tells: kind -> (share used, reset in epoch seconds)."""
+        told: dict[str, tuple[float, float]] = {}
+        several = info.get("unifiedWindows")
+        named = several.items() if isinstance(several, dict) else ()
+        for kind, window in [*named, (info.get("rateLimitType"), info)]:
+            if not isinstance(window, dict) or not isinstance(kind, str) or not re.fullmatch(r"[a-z0-9_]{1,40}", kind):
+                continue
+            used, resets = amount(window.get("utilization")), believable(window.get("resetsAt"), now)
+            if used is not None and resets is not None:
+                told.setdefault(kind, (used, resets))
+        self._learn([used for used, _ in told.values()])
+        known = {kind: (self._share(used), resets) for kind, (used, resets) in told.items()}
+        return {kind: (share, resets) for kind, (share, resets) in known.items() if share is not None}
+
+    def _learn(self, values: list[float]) -> None:
+        if any(value > SHARE_MOST for value in values):
+            self._scale = 100.0
+        elif self._scale is None and any(0 < value < 1 for value in values):
+            self._scale = 1.0
+
+    def _share(self, used: float) -> float | None:
+        if used == 0:
+            return 0.0
+        return None if self._scale is None else min(used / self._scale, 1.0)

@@ -217,6 +217,8 @@ def _pool_words(use: PoolRow, now: datetime) -> list[str]:
         said.append(f"parked until {clock(use.parked_until, now)} ({one_line(use.parked_for).replace('_', ' ')})")
     if use.frozen:
         said.append("frozen")
+    if use.held_by == "pace" and use.next_start is not None:
+        said.append(f"paced: the next start is at {clock(use.next_start, now)}")
     if use.queued:
         said.append(f"{use.queued} wait" if use.queued > 1 else "1 waits")
     return said
@@ -232,6 +234,9 @@ def _pool_limits(use: PoolRow, now: datetime, whole: bool) -> list[str]:
         else:
             used = f"{use.today} of {use.daily_limit} starts of the day are used"
         said.append(f"{used}; the next day begins at {clock(use.resets_at, now)}")
+    for window in use.windows:
+        kind = one_line(window.kind).replace("_", " ")
+        said.append(f"{window.used:.0%} of the {kind} window is used until {clock(window.resets_at, now)}")
     return said
 
 
