@@ -117,7 +117,7 @@ def _headline(engine: Engine, d: Dispatch) -> str:
         case State.QUEUED:
             return why_queued(engine, d)
         case State.PREPARING:
-            return "Its workspace is being prepared."
+            return _why_preparing(engine, d)
         case State.RUNNING:
             live = engine.live.get(d.id)
             doing = f"; last tool: {live.outcome.last_tool}" if live and live.outcome.last_tool else ""
@@ -142,6 +142,14 @@ def _headline(engine: Engine, d: Dispatch) -> str:
 
 def _waiting(d: Dispatch) -> str:
     return plural(d.harvest.files, "changed file waits", "changed files wait")
+
+
+def _why_preparing(engine: Engine, d: Dispatch) -> str:
+    if d.attempt_id not in engine.pools.gate.waiting:
+        return "Its workspace is being prepared."
+    until = engine.pools.gate.waiting[d.attempt_id]
+    at = f"at {until:%Y-%m-%d %H:%M:%S} UTC" if until else "after those that were ready before it"
+    return f"Its workspace is ready. Pool {d.pool} keeps a pause between two starts; its agent is executed {at}."
 
 
 def why_queued(engine: Engine, d: Dispatch) -> str:

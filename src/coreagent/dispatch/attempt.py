@@ -116,6 +116,8 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
     live = LiveAttempt(engine, dispatch.workspace, attempt, directory, parser)
     engine.live[dispatch.id] = live
     live.stop_requested = engine.stop_wishes.pop(dispatch.id, "")
+    if live.stop_requested:
+        live.stopping.set()
     try:
         await engine.apply_settings(dispatch)
         dispatch = await prep.prepare(engine, dispatch, attempt)
@@ -127,12 +129,16 @@ async def run(engine: Engine, dispatch: Dispatch, attempt: Attempt) -> None:
         verdict = Verdict(State.FAILED, reason, _one_line(error))
         await _never_started(engine, dispatch, attempt, live, _stopped(live) or verdict, error)
         return
-    if stopped := _stopped(live):
-        await _never_started(engine, dispatch, attempt, live, stopped)
-        return
-    shim = live.shim = engine.nursery.spawn(directory)  # from here on a stop goes to the shim
-    core.crash_point("spawned")
-    if await shim.started() is None:
+    async with engine.pools.gate.turn(engine, attempt, live.stopping):
+        if stopped := _stopped(live):
+            await _never_started(engine, dispatch, attempt, live, stopped)
+            return
+        shim = live.shim = engine.nursery.spawn(directory)  # from here on a stop goes to the shim
+        core.crash_point("spawned")
+        born = await shim.started() is not None
+        if born:
+            engine.pools.gate.executed(attempt.pool, core.now())
+    if not born:
         await _unborn(engine, dispatch, attempt, live, shim)
         return
     claimed = attempt

@@ -84,6 +84,14 @@ def pause(now: datetime, rate: RateSettings) -> timedelta:
     return timedelta(seconds=max(rate.min_delay, rate.burst_delay if in_burst else rate.sustained_delay))
 
 
+def after_pause(now: datetime, rate: RateSettings, last: datetime) -> datetime:
+    """When the pause after a start at `last` is over, or is to be looked at again."""
+    until = last + pause(now, rate)
+    # The burst hours may begin before the pause is over, and theirs may be the shorter one.
+    burst = next_reset(now, rate) - timedelta(hours=rate.burst_window)
+    return min(until, burst) if burst > now else until
+
+
 def rate_obstacle(now: datetime, rate: RateSettings, starts: Starts) -> Obstacle | None:
     """Why a pool of this rate may start nothing now, or None."""
     if rate.daily_limit:
@@ -93,9 +101,5 @@ def rate_obstacle(now: datetime, rate: RateSettings, starts: Starts) -> Obstacle
     last = starts.last(now)
     if last is None:
         return None
-    until = last + pause(now, rate)
-    if until > now:
-        # The burst hours may begin before the pause is over, and theirs may be the shorter one.
-        burst = next_reset(now, rate) - timedelta(hours=rate.burst_window)
-        return Obstacle("min_delay", min(until, burst) if burst > now else until)
-    return None
+    until = after_pause(now, rate, last)
+    return Obstacle("min_delay", until) if until > now else None

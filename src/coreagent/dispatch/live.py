@@ -90,6 +90,8 @@ class LiveAttempt:
         self._vigil: Vigil | None = None
         self.stop_requested = ""
         """Why a person wants it stopped; honoured before the exec too."""
+        self.stopping = asyncio.Event()
+        """Set with that, for who waits before the exec."""
         self._reader = OutputReader(directory / "out", parser)
         self._more = asyncio.Event()
         self._said = False
@@ -186,6 +188,7 @@ class LiveAttempt:
         # The shim keeps the first reason; what a person said last, and most firmly, is what counts.
         if why == "cancel" or not self.stop_requested:
             self.stop_requested = why
+        self.stopping.set()
         if self.shim is not None:
             await self.shim.cancel(why, self.limits.grace_s)
         else:

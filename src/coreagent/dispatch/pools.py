@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from coreagent import events
 from coreagent.dispatch import admission, breaker, pacing, park
 from coreagent.dispatch.breaker import Breaker
+from coreagent.dispatch.gate import Gate
 from coreagent.dispatch.limits import Starts
 from coreagent.dispatch.pacing import Window
 from coreagent.dispatch.park import Park, Trouble
@@ -60,6 +61,7 @@ class Pools:
         self.windows: dict[str, list[Window]] = {}
         self.sizes: dict[str, int] = {}
         """Highest resident bytes of an agent, by the name that `admission.called` gives it."""
+        self.gate = Gate()
         self.counting = asyncio.Lock()
         """Held from the reading of what an ending changes until that is written."""
 
