@@ -64,7 +64,7 @@ def queue_start(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Let the queue go on: all of it, a pool that is frozen or parked, a repository, or one task that waits.
+    """Let the queue go on: all of it, a pool that is frozen, parked or paced, a repository, or one task.
 
     A pool that is both is thawed first; the same again ends its park.
     """
