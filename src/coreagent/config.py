@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
-from coreagent import paths
+from coreagent import paths, poolnames
 from coreagent.checked import check
 from coreagent.errors import CoreAgentError, told
 from coreagent.plainfile import read_plain
@@ -81,7 +81,10 @@ class PoolLimit(Section):
 
 def _pool_limit(value: Any) -> Any:
     if isinstance(value, dict):
-        return {"total": value.get("total", 0), "models": {k: v for k, v in value.items() if k != "total"}}
+        # A typo would be the cap of a model that nobody has, and the pool without a limit: it stays an unknown key.
+        meant = {k: v for k, v in value.items() if difflib.get_close_matches(str(k).lower(), ["total"], cutoff=0.75)}
+        models = {k: v for k, v in value.items() if k not in meant}
+        return {"total": 0, **meant, "models": models}
     return value if isinstance(value, PoolLimit) else {"total": value}
 
 
@@ -264,6 +267,8 @@ class Loaded:
     settings: Settings
     problems: list[str] = field(default_factory=list)
     path: str = ""
+    doubts: list[str] = field(default_factory=list)
+    """What is legitimate, and yet is mostly a typo."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +303,8 @@ def load(home: str, env: Mapping[str, str] | None = None) -> Loaded:
     if user and (root == "~" or root.startswith("~/")):
         dispatch = settings.dispatch.model_copy(update={"workspace_root": user + root[1:]})
         settings = settings.model_copy(update={"dispatch": dispatch})
-    return Loaded(settings, _oddities(settings, path), path)
+    doubts = poolnames.strays(settings, (*RUNNERS, *CLAUDE_MODELS), ACP_AGENTS)
+    return Loaded(settings, _oddities(settings, path), path, [f"{path}: {said}" for said in doubts])
 
 
 def stamp(home: str) -> int:
@@ -403,24 +409,6 @@ def _nearest(text: str, known: list[str]) -> list[str]:
 
 def _no_agent(text: str, hint: str, near: list[str]) -> CoreAgentError:
     return CoreAgentError("unknown_agent", f"there is no agent {text!r}", hint=hint, data={"nearest": near})
-
-
-def pool_of(runner: str, model: str, settings: Settings) -> str:
-    """The longest configured pool name that is the runner or is contained in `runner-model`; else the runner.
-
-    Agents behind `acp` have providers of their own, so that each is a pool: `acp-NAME`.
-    """
-    whole = f"{runner}-{model}" if model else runner
-    own = "-".join(["acp", *model.split(":")[:1]]) if runner == "acp" and model else runner
-    fitting = [name for name in {*settings.concurrency, *settings.rates} if name and (name == runner or name in whole)]
-    # By name where two are equally long, so that the answer does not hang on the order of a set.
-    return max(fitting, key=lambda name: (len(name), name), default=own)
-
-
-def limit_of(pool: str, settings: Settings) -> int:
-    """How many of a pool may run at once; 0 is unlimited."""
-    found = settings.concurrency.get(pool)
-    return found.total if found else 0
 
 
 def workspace_root(settings: Settings, home: str) -> str:

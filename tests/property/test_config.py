@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreagent.config import Settings, load_repo, load_text, pool_of, resolve_agent
+from coreagent.config import Settings, load_repo, load_text, resolve_agent
 from coreagent.errors import CoreAgentError
+from coreagent.poolnames import pool_of
 
 PIECES = st.sampled_from(
     [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +35,13 @@ from coreagent.store.store import Store
 T = TypeVar("T")
 POOLS = ("claude", "codex", "free")
 LIMITS = {"claude": 1, "codex": 2}
+SAVED: tuple[dict[str, int], ...] = (
+    LIMITS,
+    {"claude": 2, "codex": 1},
+    {"claude": 3, "claude-x": 1},
+    {"de-x": 1, "co": 2},
+)
+"""What a person may save as `concurrency`: other caps, and pools for variants that come and go."""
 PERSON = Caller(env={"PATH": "/usr/bin"})
 OUTCOMES = st.builds(
     Outcome,
@@ -67,14 +75,25 @@ class EngineMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.home = Path(tempfile.mkdtemp(prefix="engine-"))
         (self.home / "run").mkdir()
-        limits = ", ".join(f"{pool}: {limit}" for pool, limit in LIMITS.items())
-        (self.home / "agents.yaml").write_text(f"version: 1\nconcurrency: {{{limits}}}\nrates: {{free: {{}}}}\n")
+        self.saves = 0
+        self._save(LIMITS)
         self.store = Store.memory("a test")
         self.born: dict[str, int] = {}
         """Dispatch id -> runs that the model counted."""
         self.used: dict[str, int] = {}
         self.frozen: set[str] = set()
         self.seq = 0
+
+    def _save(self, limits: dict[str, int]) -> None:
+        self.limits, self.saves = limits, self.saves + 1
+        told = ", ".join(f"{pool}: {limit}" for pool, limit in limits.items())
+        text = f"version: 1\nconcurrency: {{{told}}}\nrates: {{free: {{}}}}\n{'#' * self.saves}\n"
+        (self.home / "agents.yaml").write_text(text)
+
+    def pool(self, d: Dispatch) -> str:
+        """The pool that a task is of by what was saved last."""
+        whole = f"command-{d.model}"
+        return max((name for name in (*self.limits, "free") if name in whole), key=len, default="command")
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -100,12 +119,19 @@ class EngineMachine(RuleBasedStateMachine):
     def some(self, *states: State) -> bool:
         return any(d.state in states for d in self.engine.board.values())
 
-    @rule(pool=st.sampled_from(POOLS), priority=st.integers(-1, 1))
-    def dispatched(self, pool: str, priority: int) -> None:
+    @rule(limits=st.sampled_from(SAVED))
+    def saved(self, limits: dict[str, int]) -> None:
+        self._save(limits)
+        self.core.refresh_settings()
+        self.engine.facts()  # whoever looks next
+
+    @rule(model=st.sampled_from((*POOLS, "claude-x")), priority=st.integers(-1, 1))
+    def dispatched(self, model: str, priority: int) -> None:
         now = self.core.now()
         made = Dispatch(
             id=self.core.new_id(), org="o", repo="r", name=f"n{len(self.born)}", repo_path="/nowhere", task="t",
-            agent=pool, runner="command", pool=pool, priority=priority, created_at=now, queued_at=now, changed_at=now,
+            agent=model, runner="command", model=model, pool="", priority=priority, created_at=now, queued_at=now,
+            changed_at=now,
         )  # fmt: skip
         self.engine.board[made.id] = made
         self.do(self.engine.update(made))
@@ -118,6 +144,10 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.do(self.engine._claim_one()) is bool(may)
         if may:
             assert self.engine.board[may[0].id].state is State.PREPARING
+            chosen = self.engine.board[may[0].id]
+            held = [d for d in self.engine.board.active.values() if self.pool(d) == self.pool(chosen)]
+            assert len(held) <= self.limits.get(self.pool(chosen), 99)
+            assert self.engine.attempts[chosen.id].pool == self.pool(chosen)
             # All within minutes here: an hour of waiting, which outweighs a step of priority, does not pass.
             assert all((d.priority, may[0].queued_at) <= (may[0].priority, d.queued_at) for d in may[1:])
 
@@ -198,8 +228,8 @@ class EngineMachine(RuleBasedStateMachine):
     def caps_hold_and_nothing_is_lost(self) -> None:
         if not hasattr(self, "engine"):
             return
-        running = self.engine.running()
-        assert all(running[pool] <= limit for pool, limit in LIMITS.items())
+        assert all(d.pool == self.pool(d) for d in self.engine.board.values() if d.state is State.QUEUED)
+        assert self.engine.running() == Counter(self.pool(d) for d in self.engine.board.active.values())
         assert {k: (d.runs, d.usage.input) for k, d in self.engine.board.items()} == {
             k: (runs, self.used[k]) for k, runs in self.born.items()
         }
@@ -225,12 +255,13 @@ class EngineMachine(RuleBasedStateMachine):
                     assert ("its session" in headline) == (d.next_kind == "resume")
                 case State.QUEUED if self.engine.pools.parks.get(d.pool):
                     assert "parked" in headline or "about to start" in headline or "in use" in headline
-                case State.QUEUED if facts.running.get(d.pool, 0) >= LIMITS.get(d.pool, 99):
+                case State.QUEUED if facts.running.get(d.pool, 0) >= self.limits.get(d.pool, 99):
                     assert "in use" in headline
                 case State.QUEUED:
                     assert headline
                 case _:
                     word = {"completed": "ended well", "blocked": "what now?", "preparing": "prepared"}
+                    word |= {"completed": "none came"} if d.reason is Reason.NO_CHANGES else {}
                     assert word.get(d.state.value, d.state.value) in headline
 
     @invariant()

@@ -174,9 +174,10 @@ class Life:
         self.given += 1
         made = Dispatch(
             id=core.new_id(), org="o", repo=repo, name=f"t{n}", repo_path=f"/{repo}", task="t", agent=agent,
-            runner=chosen.runner, model=chosen.model, pool=config.pool_of(chosen.runner, chosen.model, core.settings),
+            runner=chosen.runner, model=chosen.model, pool="",
             priority=self._chance(f"t{n}").choice((0, 0, 0, 1, 3)), created_at=now, queued_at=now, changed_at=now,
         )  # fmt: skip
+        made = engine.places.placed(made)
         assert made.pool == pool
         if n % 20 == 0 and pool == "gemini":
             made.options.agents = [agent, "codex"]

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from coreagent import config, runners
+from coreagent import config, poolnames, runners
 from coreagent.config import Chosen, Settings, load_repo, load_text
 from coreagent.errors import CoreAgentError
 
@@ -74,7 +74,7 @@ def test_the_contracts_file_loads_as_it_is() -> None:
     settings = load_text(CONTRACT)
     assert settings.concurrency["claude"].total == 3
     assert settings.concurrency["claude"].models == {"opus": 1, "sonnet": 2, "haiku": 3}
-    assert config.limit_of("gemini", settings) == 1
+    assert poolnames.limit_of("gemini", settings) == 1
     assert settings.rates["claude"].burst_delay == 300
     assert settings.agents["charon"].host == "remote"
 
@@ -312,12 +312,12 @@ def test_the_runners_that_can_be_asked_are_those_built_in() -> None:
 )
 def test_pools(runner: str, model: str, pool: str) -> None:
     settings = load_text(CONTRACT)
-    assert config.pool_of(runner, model, settings) == pool
+    assert poolnames.pool_of(runner, model, settings) == pool
 
 
 def test_limits() -> None:
     settings = load_text(CONTRACT)
-    assert [config.limit_of(pool, settings) for pool in ("claude", "codex", "codex-spark", "x")] == [3, 2, 0, 0]
+    assert [poolnames.limit_of(pool, settings) for pool in ("claude", "codex", "codex-spark", "x")] == [3, 2, 0, 0]
 
 
 @pytest.mark.parametrize(

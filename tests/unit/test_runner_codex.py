@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coreagent import config
+from coreagent import config, poolnames
 from coreagent.errors import CoreAgentError
 from coreagent.runners.base import Launch, NoSettings, Plan, lay_out
 from coreagent.runners.codex import Codex, native, read_own, toml
@@ -97,28 +97,24 @@ def test_a_plan_for_bypass_and_resume(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "settings", "theirs", "model"),
-    [
-        ("", "", "", "gpt-5.4"),
-        ("", "", "gpt-6-sol", "gpt-6-sol"),
-        ("", "gpt-5.2", "gpt-6-sol", "gpt-5.2"),
-        ("gpt-5.3-codex-spark", "gpt-5.2", "gpt-6-sol", "gpt-5.3-codex-spark"),
-    ],
+    ("asked", "theirs", "model"),
+    [("", "", "gpt-5.4"), ("", "gpt-6-sol", "gpt-6-sol"), ("gpt-5.3-codex-spark", "gpt-6-sol", "gpt-5.3-codex-spark")],
 )
-def test_whose_model_it_is(launch: Launch, asked: str, settings: str, theirs: str, model: str) -> None:
+def test_whose_model_it_is(launch: Launch, asked: str, theirs: str, model: str) -> None:
     if theirs:
         own(launch, f'model = "{theirs}"\n')
-    made = plan(launch, model=asked, settings=NoSettings(model=settings))
+    assert Codex().own_model(launch.env, launch.settings) == theirs
+    made = plan(launch, model=asked)
     assert made.argv[made.argv.index("--model") + 1] == model
     # With the person's own home the CLI reads it by itself.
-    bare = plan(launch, model=asked, settings=NoSettings(model=settings), config_home="")
+    bare = plan(launch, model=asked, config_home="")
     assert ("--model" in bare.argv) is (model != "gpt-6-sol")
 
 
 def test_variants_have_pools_of_their_own() -> None:
     settings = config.load_text("version: 1\nconcurrency: {codex: 2, codex-spark: 1}\n")
-    assert config.pool_of("codex", "gpt-5.3-codex-spark", settings) == "codex-spark"
-    assert config.pool_of("codex", "gpt-5.4", settings) == config.pool_of("codex", "", settings) == "codex"
+    assert poolnames.pool_of("codex", "gpt-5.3-codex-spark", settings) == "codex-spark"
+    assert poolnames.pool_of("codex", "gpt-5.4", settings) == poolnames.pool_of("codex", "", settings) == "codex"
 
 
 def test_a_login_goes_before_a_key_that_may_be_there_for_something_else(launch: Launch) -> None:

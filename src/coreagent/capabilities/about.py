@@ -14,6 +14,7 @@ from coreagent.core import Core
 from coreagent.dispatch import launch, prompt, rows
 from coreagent.models.report import AgentRow, DaemonStatus, StopReply, TemplateRow, TemplateShow
 from coreagent.plural import plural
+from coreagent.poolnames import model_of, pool_of
 from coreagent.runners import named
 from coreagent.runners.base import which
 from coreagent.runners.program import version_of
@@ -32,7 +33,8 @@ async def agents(core: Core, caller: Caller) -> list[AgentRow]:
     for row in await asyncio.to_thread(_acp_rows, core, env):
         by_name[row.name] = row
     found = list(by_name.values())
-    found += [_identity_row(core, by_name, name, identity) for name, identity in core.settings.agents.items()]
+    for name, identity in core.settings.agents.items():
+        found.append(await asyncio.to_thread(_identity_row, core, env, by_name, name, identity))
     facts = core.engine.facts()
     own = {row.pool for row in found}
     used = {pool: rows.pool_row(core.engine, pool, facts) for pool in own | _configured(core)}
@@ -74,7 +76,7 @@ def _runner_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
         problem=found.message,
         login=login.state,
         login_how=login.how or login.hint,
-        pool=config.pool_of(name, "", core.settings),
+        pool=_pool(core, name, "", launch.own_model(core, env, name)),
     )
 
 
@@ -90,7 +92,7 @@ def _command_row(core: Core, env: dict[str, str], name: str) -> AgentRow:
         path=path,
         problem="" if path else named.missing(told.argv[0]),
         login="not_needed",
-        pool=config.pool_of("command", name, core.settings),
+        pool=_pool(core, "command", name),
     )
 
 
@@ -115,15 +117,22 @@ def _acp_rows(core: Core, env: dict[str, str]) -> list[AgentRow]:
                 problem="" if path else named.missing(program),
                 login="unknown",
                 login_how="its own, which is not asked",
-                pool=config.pool_of("acp", name, core.settings),
+                pool=_pool(core, "acp", name),
             )
         )
     return rows
 
 
-def _identity_row(core: Core, by_name: dict[str, AgentRow], name: str, identity: config.Identity) -> AgentRow:
+def _pool(core: Core, runner: str, model: str, own: str = "") -> str:
+    return pool_of(runner, model_of(runner, model, core.settings, own), core.settings)
+
+
+def _identity_row(
+    core: Core, env: dict[str, str], by_name: dict[str, AgentRow], name: str, identity: config.Identity
+) -> AgentRow:
     runner, _, model = identity.runner.partition(":")
     runner = config.ALIASES.get(runner, runner)
+    own = launch.own_model(core, env, runner) if runner in runners.FAMILY else ""
     known = by_name.get(identity.runner if runner in named.RUNNERS else runner)
     return AgentRow(
         name=name,
@@ -134,7 +143,7 @@ def _identity_row(core: Core, by_name: dict[str, AgentRow], name: str, identity:
         version=known.version if known else "",
         problem=known.problem if known else f"there is no {identity.runner}",
         login=known.login if known else "unknown",
-        pool=config.pool_of(runner, identity.model or model, core.settings),
+        pool=_pool(core, runner, identity.model or model, own),
         roles=list(identity.roles),
     )
 

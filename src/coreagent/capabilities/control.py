@@ -248,6 +248,7 @@ def _check_pool(engine: Engine, pool: str) -> None:
     Raises: pool_not_found.
     """
     settings = engine.core.settings
+    engine.places.follow()
     known = {*settings.concurrency, *settings.rates, *runners.FAMILY, *(d.pool for d in engine.board.resting.values())}
     known |= {*engine.board.queued.pools_waiting(), *engine.running()}
     known |= {key.removeprefix("frozen:") for key in engine.controls if key.startswith("frozen:")}

@@ -292,6 +292,7 @@ async def conclude(
     alone = contextlib.nullcontext() if verdict.state in (State.COMPLETED, State.BLOCKED) else engine.pools.counting
     async with alone:
         now = core.now()
+        dispatch = engine.places.placed(dispatch)  # what a provider said of it holds where it would go on
         ended_so = Ending(
             verdict.state,
             verdict.reason,

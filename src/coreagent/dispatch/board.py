@@ -7,7 +7,7 @@ them down. The engine alone writes here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from coreagent.dispatch.ports import Blocks
 from coreagent.dispatch.queue import Queue
@@ -55,6 +55,13 @@ class Board(dict[str, Dispatch]):
         self.active.pop(key, None)
         self.blocks.free(key)
         return super().pop(key, default)
+
+    def replace(self, waiting: Sequence[Dispatch], running: Sequence[Dispatch]) -> None:
+        """Take newer rows of tasks that wait, and that run, which differ in nothing but pool and model."""
+        for dispatch in (*waiting, *running):
+            super().__setitem__(dispatch.id, dispatch)
+        self.queued.replace(waiting)
+        self.active.update((d.id, d) for d in running)
 
     def called(self, text: str) -> list[Dispatch]:
         """Those that `text` names in full, by id or `[[org/]repo/]name`, without a look at the others."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import uuid
 from collections import Counter
@@ -18,12 +17,13 @@ from weakref import WeakValueDictionary
 
 from coreagent import events, paths
 from coreagent.core import Core
-from coreagent.dispatch import admission, claim, environment, fallback, names, ports, recovery, trust
+from coreagent.dispatch import admission, claim, environment, factsheet, fallback, names, ports, recovery, trust
 from coreagent.dispatch import attempt as attempts_of_work
 from coreagent.dispatch.after import After
 from coreagent.dispatch.board import Board
 from coreagent.dispatch.live import LiveAttempt
 from coreagent.dispatch.notify import Notifier
+from coreagent.dispatch.places import Places
 from coreagent.dispatch.pools import KEPT, Pools
 from coreagent.dispatch.strangers import Strangers
 from coreagent.dispatch.upkeep import Upkeep
@@ -74,6 +74,7 @@ class Engine:
         self.controls: dict[str, Any] = {}
         self.pools = Pools()
         self.after = After(self.board)
+        self.places = Places(self)
         self.strangers = Strangers(self)
         self.free_memory = admission.free_memory
         self.upkeep = Upkeep(self)
@@ -87,9 +88,9 @@ class Engine:
         """What intake found out about a repository, so that preparation need not look again."""
         self._applied: dict[str, trust.Applied] = {}
         self.reserved: set[tuple[str, str, str]] = set()
+        """(org, repo, name) of dispatches on their way to the queue."""
         self.common_dirs: dict[str, str] = {}
         """Work tree -> git directory that it shares with the other worktrees of its repository, as last looked at."""
-        """(org, repo, name) of dispatches on their way to the queue."""
         self.arriving: set[str] = set()
         """Ids of new dispatches whose row is not durable yet: not to be claimed."""
         self.stop_wishes: dict[str, str] = {}
@@ -117,6 +118,8 @@ class Engine:
         self.attempts = {key: a for key, a in snapshot.attempts.items() if key in self.board}
         self.repos = {(r.org, r.name): r for r in snapshot.repos}
         self.controls = dict(snapshot.controls)
+        self.places = Places(self)
+        self.places.follow()
         self.pools.load(self.controls, await self.core.store.starts(self.core.now() - KEPT))
         self._seq = snapshot.last_seq
 
@@ -149,6 +152,8 @@ class Engine:
         now = self.core.now()
         since = now if state is not old.state or old.state_since is None else old.state_since
         new = old.model_copy(update={**changes, "changed_at": now, "state_since": since})
+        if new.state is State.QUEUED:
+            new = self.places.placed(new)
         # Those that waited for it go on, or are held up, in the transaction that ends it.
         followers = self.after.followers(new, self.arriving, now)
         told = [self._event(new, m) for m in (*messages, *self.pools.newly_parked(controls or {}, now))]
@@ -165,7 +170,7 @@ class Engine:
             saved = await self.core.store.commit(*batch)
         except BaseException:
             for before, after in [(old, new), *followers]:
-                if self.board.get(after.id, after) is after:
+                if self.places.same(self.board.get(after.id, after), after):
                     self._restore(before, previous_attempt if after is new else self.attempts.get(after.id))
             raise
         self._apply(controls or {})
@@ -179,6 +184,7 @@ class Engine:
 
         Raises: store errors, after which none of them is on the board.
         """
+        made = [self.places.placed(d) if d.state is State.QUEUED else d for d in made]
         told = [self._event(d, self._moved(d)) for d in made]
         self.arriving.update(d.id for d in made)
         for dispatch in made:
@@ -203,6 +209,7 @@ class Engine:
 
     def _restore(self, old: Dispatch, attempt: Attempt | None) -> None:
         """Take a change back that could not be written."""
+        old = self.places.placed(old) if old.state in (*ACTIVE, State.QUEUED) else old
         self.board[old.id] = old
         self.after.note(old)
         if attempt is not None:
@@ -330,39 +337,7 @@ class Engine:
         return Counter(d.pool for d in self.board.active.values()) + self.strangers.running()
 
     def facts(self) -> claim.Facts:
-        settings, active = self.core.settings, list(self.board.active.values())
-        limits = settings.concurrency
-        held = [(d.pool, claim.cap_of(d.model, limits[d.pool])) for d in active if d.pool in limits]
-        heavy, called = admission.heavy_ones(self.pools.sizes), admission.called
-        starting = [name for d in active if (name := called(d.runner, d.model)) in heavy and self._is_starting(d)]
-        return claim.Facts(
-            now=self.core.now(),
-            limits=limits,
-            rates=settings.rates,
-            running=self.running(),
-            models=Counter(held),
-            repos=Counter(f"{d.org}/{d.repo}" for d in active),
-            starts=self.pools.starts,
-            parks=self.pools.parks,
-            breakers=self.pools.breakers,
-            windows=self.pools.windows,
-            pace_target=settings.dispatch.pace_target,
-            starting=len(starting),
-            starting_most=admission.starting_most(settings.dispatch.starting),
-            free_memory=functools.cache(self.free_memory),
-            memory_reserve=settings.dispatch.memory_reserve_mib * admission.MEBI,
-            memory_promised=sum(admission.needed(name, self.pools.sizes) for name in starting),
-            sizes=self.pools.sizes,
-            frozen="frozen" in self.controls,
-            frozen_pools=frozenset(k.removeprefix("frozen:") for k in self.controls if k.startswith("frozen:")),
-            draining=self.draining or self.stopping,
-            held="settings" if self.core.settings_error is not None else "",
-        )
-
-    def _is_starting(self, dispatch: Dispatch) -> bool:
-        """Whether the agent that holds this slot has not said a word yet."""
-        live = self.live.get(dispatch.id)
-        return live is None or not live.settled_in
+        return factsheet.facts(self)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -382,6 +357,8 @@ class Engine:
         while not self.stopping:
             self._poke.clear()
             try:
+                self.places.follow()
+                await self.places.write()
                 await self._tell_limits()
                 await fallback.go_around_parks(self)
                 while await self._claim_one():

@@ -12,10 +12,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from coreagent import config
+from coreagent.dispatch import launch
 from coreagent.dispatch.verdict import Verdict
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Reason, Usage
 from coreagent.models.dispatch import Dispatch, State, Tried
+from coreagent.poolnames import model_of, pool_of
 
 if TYPE_CHECKING:
     from coreagent.dispatch.engine import Engine
@@ -93,9 +95,12 @@ def _next(
             continue
         try:
             chosen = config.resolve_agent(text, engine.core.settings)
+            env = launch.environment_of(engine.core, dispatch.model_copy(update={"runner": chosen.runner}))
+            own = launch.own_model(engine.core, env, chosen.runner)
         except CoreAgentError:
             continue  # the settings changed since it was asked for
-        pool = config.pool_of(chosen.runner, chosen.model, engine.core.settings)
+        model = model_of(chosen.runner, chosen.model, engine.core.settings, own)
+        pool = pool_of(chosen.runner, model, engine.core.settings)
         park = engine.pools.parks.get(pool)
         if (park is not None and park.until > now) or (parked_now and pool == dispatch.pool):
             tried.append(Tried(agent=text, reason=PARKED, at=now, passing=True))
@@ -106,7 +111,7 @@ def _next(
             "runner": chosen.runner,
             "model": chosen.model,
             "identity": chosen.identity,
-            "pool": pool,
+            "own_model": own,
             "tried": tried,
             "session_id": "",
             "session_usage": Usage(),

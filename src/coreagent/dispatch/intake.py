@@ -75,30 +75,33 @@ async def resolve(engine: Engine, caller: Caller, request: Request) -> tuple[Dis
     applied, options, chosen = looked.applied, looked.options, looked.choice.chosen
     engine.common_dirs.update(looked.traces.common_dirs)
     now = core.now()
-    made = Dispatch(
-        id=core.new_id(),
-        org=repo.org,
-        repo=repo.name,
-        name=choose_name(engine, repo, request, task, looked.traces),
-        repo_path=str(base.top),
-        root=root_now(core.home, core.settings),
-        base_ref=base.ref if base.kind != "detached" else "",
-        base_sha=base.sha,
-        task=task,
-        agent=looked.choice.agent,
-        tried=looked.choice.tried,
-        runner=chosen.runner,
-        model=chosen.model,
-        identity=chosen.identity,
-        pool=config.pool_of(chosen.runner, chosen.model, applied.settings),
-        options=options,
-        priority=request.priority,
-        left_out=0 if options.with_changes else base.dirty,
-        settings_note=applied.skipped,
-        base_note=note or looked.stale,
-        created_at=now,
-        queued_at=now,
-        changed_at=now,
+    made = engine.places.placed(
+        Dispatch(
+            id=core.new_id(),
+            org=repo.org,
+            repo=repo.name,
+            name=choose_name(engine, repo, request, task, looked.traces),
+            repo_path=str(base.top),
+            root=root_now(core.home, core.settings),
+            base_ref=base.ref if base.kind != "detached" else "",
+            base_sha=base.sha,
+            task=task,
+            agent=looked.choice.agent,
+            tried=looked.choice.tried,
+            runner=chosen.runner,
+            model=chosen.model,
+            identity=chosen.identity,
+            pool="",
+            own_model=looked.own_model,
+            options=options,
+            priority=request.priority,
+            left_out=0 if options.with_changes else base.dirty,
+            settings_note=applied.skipped,
+            base_note=note or looked.stale,
+            created_at=now,
+            queued_at=now,
+            changed_at=now,
+        )
     )
     engine.remember_settings(made, applied)
     if not request.agent_later:
@@ -115,6 +118,7 @@ class _Looked:
     choice: Choice
     traces: Traces
     stale: str
+    own_model: str
 
 
 def _look(
@@ -156,7 +160,9 @@ def _look(
             hint="agree once with `core-agent repo trust --bypass` in its directory, or use --permissions edits",
             data={"repo": str(base.top)},
         )
-    return _Looked(applied, options, choice, find_traces(core.home, repo, known), stale(base))
+    env = launch.allowed_environment(core, caller, choice.chosen.runner)
+    own_model = launch.own_model(core, env, choice.chosen.runner)
+    return _Looked(applied, options, choice, find_traces(core.home, repo, known), stale(base), own_model)
 
 
 def check_task(task: str, options: Options) -> None:

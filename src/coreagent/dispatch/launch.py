@@ -14,6 +14,7 @@ from coreagent import config, paths, runners, umask
 from coreagent.capability import Caller
 from coreagent.config import RunnerSettings
 from coreagent.dispatch import environment, ports
+from coreagent.dispatch.places import model_now
 from coreagent.dispatch.vigil import Limits
 from coreagent.dispatch.workspace import Layout, layout
 from coreagent.errors import CoreAgentError, displaced, told
@@ -115,7 +116,7 @@ def make_launch(
         repo_dir=str(place.repo),
         workspace_dir=str(place.root),
         tmp_dir=str(place.tmp),
-        model=dispatch.model or settings.model,
+        model=model_now(dispatch, core.settings),
         permissions=dispatch.options.permissions or settings.permissions,
         env=environment_of(core, dispatch) if env is None else env,
         args=dispatch.options.args,
@@ -123,7 +124,6 @@ def make_launch(
         settings=settings,
         command=applied.settings.commands.get(dispatch.model) if dispatch.runner == "command" else None,
         acp=core.settings.acp.get(acp_agent) if acp_agent else None,
-        native_model=runner_settings(core, acp_agent).model if acp_agent else "",
         trusted_settings=applied.agent_settings,
         script=dispatch.options.script,
     )
@@ -149,6 +149,11 @@ def kept_environment(core: Core, caller: Caller, dispatch: Dispatch) -> dict[str
         with contextlib.suppress(CoreAgentError):  # the settings have changed since
             kept |= allowed_environment(core, caller, config.resolve_agent(text, core.settings).runner)
     return kept
+
+
+def own_model(core: Core, env: Mapping[str, str], runner: str) -> str:
+    """The model that the person's own configuration of a CLI names, as this environment leads to it. Blocking."""
+    return runners.load(runner).own_model(env, runner_settings(core, runner))
 
 
 def _allow(core: Core, env: Mapping[str, str], runner: str) -> dict[str, str]:

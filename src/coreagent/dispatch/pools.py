@@ -125,7 +125,7 @@ class Pools:
     def ended(self, dispatch: Dispatch, ending: Ending, now: datetime, breaker_most: int) -> Controls:
         """The controls that an ending changes. Changes nothing itself."""
         repo = f"{dispatch.org}/{dispatch.repo}"
-        size = self._of_size(admission.called(dispatch.runner, dispatch.model), ending.max_rss)
+        size = self._of_size(admission.called(dispatch.runner, dispatch.counted_model), ending.max_rss)
         if ending.state is State.FAILED and ending.reason in park.OUTAGE:
             return self._of_outage(dispatch.pool, repo, ending, now, breaker_most) | size
         changes = self._of_provider(dispatch.pool, ending, now)

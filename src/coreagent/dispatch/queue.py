@@ -9,7 +9,7 @@ alone writes here.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from heapq import heappop, heappush
 
@@ -20,6 +20,9 @@ HELD = frozenset({"after", "after_failed"})
 """Words of `waiting_for` that an event ends, not a time."""
 ASKED = "asked"
 """The word of one that a person asked for: it does not wait until its pool is no longer parked."""
+
+FEW = 100
+"""From so many on it is quicker to let all stand anew than to move each."""
 
 Key = tuple[float, str]
 Lane = tuple[str, str, str, str]
@@ -32,7 +35,7 @@ def key_of(dispatch: Dispatch) -> Key:
 
 
 def lane_of(dispatch: Dispatch) -> Lane:
-    return (dispatch.pool, dispatch.runner, dispatch.model, f"{dispatch.org}/{dispatch.repo}")
+    return (dispatch.pool, dispatch.runner, dispatch.counted_model, f"{dispatch.org}/{dispatch.repo}")
 
 
 class Queue:
@@ -50,6 +53,12 @@ class Queue:
         self._counts: dict[str, int] = {}
         self._later: list[tuple[datetime, str]] = []
         """A heap of times to look at a task again; entries of tasks that moved since are passed over."""
+        self._stand()
+
+    def _stand(self) -> None:
+        """Put every task that is known where it belongs, but for the order, which holds already."""
+        for index in (self.pools, self.flexible, self.asked, self._counts, self._later):
+            index.clear()
         for d in self._known.values():
             self._note(d)
             if d.waiting_until is not None:
@@ -95,6 +104,15 @@ class Queue:
             insort(self._lane(lane_of(dispatch)), key)
         elif dispatch.waiting_until is not None:
             heappush(self._later, (dispatch.waiting_until, dispatch.id))
+
+    def replace(self, dispatches: Sequence[Dispatch]) -> None:
+        """Replace what is known of waiting dispatches, of which none has another place in the order."""
+        if len(dispatches) < FEW:
+            for dispatch in dispatches:
+                self.put(dispatch)
+            return
+        self._known.update((d.id, d) for d in dispatches)
+        self._stand()
 
     def drop(self, dispatch_id: str) -> None:
         """Remove a dispatch; nothing happens when it is not there."""

@@ -217,6 +217,11 @@ class Dispatch(BaseModel):
     runner: str
     model: str = ""
     pool: str
+    """What it counts for: while it waits or runs, by the settings in force."""
+    runs_with: str = ""
+    """The model that it counts for and runs with: `model`, or what the settings, or `own_model`, say instead."""
+    own_model: str = ""
+    """The model that its person's own configuration of the CLI named when it was asked for."""
     identity: str = ""
     options: Options = Field(default_factory=Options)
     priority: int = 0
@@ -289,6 +294,11 @@ class Dispatch(BaseModel):
     def workspace(self) -> str:
         """The key people type: `org/repo/name`."""
         return f"{self.org}/{self.repo}/{self.name}"
+
+    @property
+    def counted_model(self) -> str:
+        """The model that limits see."""
+        return self.runs_with or self.model
 
     @property
     def branch(self) -> str:

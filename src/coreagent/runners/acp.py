@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
 from coreagent.paths import VERSION
-from coreagent.runners import codex, gemini, named, opencode, program
+from coreagent.runners import codex, named, opencode, program
 from coreagent.runners.acp_stream import AcpParser
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, which, word
 
@@ -126,7 +126,7 @@ class Acp(Runner):
             "fresh_prompt": _prompt(launch.fresh_prompt) if launch.resume_session else "",
             "readable": [f"{launch.workspace_dir}/{name}" for name in ("specs", "CODEX.md", "AGENTS.md")],
             "mode": own.mode if own is not None else "",
-            "model": word(model or _model(launch, name), "model"),
+            "model": word(model, "model"),
             "auth": own.auth if own is not None else _auth(launch, name, private=private),
             "reads": own is not None or known.reads,
             "version": VERSION,
@@ -152,13 +152,6 @@ class Acp(Runner):
 def _prompt(prompt: str) -> str:
     # A prompt that begins with "/" would be run as a command of the agent.
     return "\n" + prompt if prompt.startswith("/") else prompt
-
-
-def _model(launch: Launch, name: str) -> str:
-    if launch.acp is not None:
-        return launch.acp.model
-    # Its own choice is made by another model, which on an error takes more than a minute.
-    return launch.native_model or gemini.DEFAULT_MODEL if name == "gemini" else ""
 
 
 def _auth(launch: Launch, name: str, *, private: bool) -> str:

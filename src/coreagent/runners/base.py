@@ -108,6 +108,7 @@ class Launch:
     """The agent's own TMPDIR; short-lived."""
     resume_session: str = ""
     model: str = ""
+    """The model that it counts for (coreagent.poolnames); "" leaves it to the CLI."""
     permissions: Permissions = "edits"
     env: Mapping[str, str] = field(default_factory=dict)
     """The client's allow-listed environment."""
@@ -118,8 +119,6 @@ class Launch:
     settings: RunnerSettings = field(default_factory=NoSettings)
     command: CommandSettings | None = None
     acp: AcpSettings | None = None
-    native_model: str = ""
-    """Of an ACP agent that has a runner of its own too: the model that the settings name for that runner."""
     fresh_prompt: str = ""
     """With `resume_session`: the prompt of the new session that takes its place when it is lost; else ""."""
     script: str = ""
@@ -207,6 +206,10 @@ class Runner(ABC):
     @abstractmethod
     def parser(self, previous_usage: Usage | None = None, previous_cost: Cost | None = None) -> Parser:
         """Return a parser for one attempt; `previous_*` are the session's totals so far, for cumulative fields."""
+
+    def own_model(self, env: Mapping[str, str], settings: RunnerSettings) -> str:
+        """The model that the person's own configuration of the CLI names; "" none. May read a file."""
+        return ""
 
     def interactive(self, launch: Launch) -> Plan:
         """Say what `attach` executes in the person's terminal. Raises: cannot_attach."""

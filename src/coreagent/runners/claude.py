@@ -10,11 +10,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from coreagent.models.agent import Cost, Usage
+from coreagent.plainfile import read_plain
 from coreagent.runners import program
-from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, word
+from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, is_word, word
 from coreagent.runners.claude_stream import ClaudeParser
 
 CREDENTIALS: Final = ".credentials.json"
@@ -30,6 +31,7 @@ PROGRAM: Final = program.Program(
     variables={"DISABLE_AUTOUPDATER": "1"},
 )
 
+SETTINGS_LIMIT: Final = 1024 * 1024
 # fmt: off
 FLAGS: Final = program.Flags(
     program="claude",
@@ -39,7 +41,7 @@ FLAGS: Final = program.Flags(
         "--permission-mode", "--dangerously-skip-permissions", "--allow-dangerously-skip-permissions",
         "--permission-prompts", "--permission-prompt-tool", "--setting-sources", "--background", "--bg", "--cloud",
         "--teleport", "--desktop", "--remote-control", "--environment", "--tmux", "--worktree", "--ide", "--chrome",
-        "--help", "--version", "--prompt-suggestions",
+        "--help", "--version", "--prompt-suggestions", "--model", "--fallback-model",
     }),
     widening=frozenset({
         "--allowedTools", "--allowed-tools", "--tools", "--add-dir", "--settings", "--mcp-config", "--plugin-dir",
@@ -84,6 +86,10 @@ class Claude(Runner):
                 return Login("yes", str(file))
         return Login("no", hint="set ANTHROPIC_API_KEY, or run `claude` once and use /login")
 
+    def own_model(self, env: Mapping[str, str], settings: RunnerSettings) -> str:
+        told = env.get("ANTHROPIC_MODEL", "") or (_own_settings(env).get("model") if settings.home == "user" else "")
+        return told if isinstance(told, str) and is_word(told) else ""
+
     def plan(self, launch: Launch) -> Plan:
         FLAGS.check(launch.settings.args, widening=True)
         FLAGS.check(launch.args, widening=launch.permissions == "bypass")
@@ -91,7 +97,7 @@ class Claude(Runner):
         bypass = launch.permissions == "bypass"
         # The caller's arguments come first: an option that takes many values ends at ours.
         argv = [path, *launch.settings.args, *launch.args]
-        model = word(launch.model or launch.settings.model, "model")
+        model = word(launch.model, "model")
         if model:
             argv += ["--model", model]
         # stream-json without --verbose is refused.
@@ -175,6 +181,16 @@ def _readable(workspace_dir: str) -> str:
 
 def _credentials(env: Mapping[str, str]) -> Path | None:
     return program.credential(program.user_directory(env, "CLAUDE_CONFIG_DIR", ".claude"), CREDENTIALS)
+
+
+def _own_settings(env: Mapping[str, str]) -> dict[str, Any]:
+    """What the person's own settings.json says; a broken one says nothing."""
+    directory = program.user_directory(env, "CLAUDE_CONFIG_DIR", ".claude")
+    try:
+        found = json.loads(read_plain(f"{directory}/settings.json", SETTINGS_LIMIT, follow=True))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _seeds(launch: Launch) -> tuple[tuple[str, bytes], ...]:

@@ -18,13 +18,14 @@ from typing import Any, ClassVar, Final
 
 from coreagent.models.agent import Cost, Usage
 from coreagent.plainfile import read_plain
+from coreagent.poolnames import DEFAULT_MODELS
 from coreagent.runners import program
-from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, bounded, word
+from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, bounded, is_word, word
 from coreagent.runners.codex_stream import CodexParser
 
 CREDENTIALS: Final = "auth.json"
 KEY: Final = "CODEX_API_KEY"
-DEFAULT_MODEL: Final = "gpt-5.4"
+DEFAULT_MODEL: Final = DEFAULT_MODELS["codex"]
 CONFIG_LIMIT: Final = 1024 * 1024
 PROVIDER: Final = "core-agent"
 # Its own are 4 requests in each of 5 streams: 25 seconds to admit a 500. A 429 is only tried again by the stream.
@@ -123,6 +124,10 @@ class Codex(Runner):
     def find(self, env: Mapping[str, str], settings: RunnerSettings) -> Found:
         return PROGRAM.find(env, settings)
 
+    def own_model(self, env: Mapping[str, str], settings: RunnerSettings) -> str:
+        model = read_own(env).model
+        return model if is_word(model) else ""
+
     def login(self, env: Mapping[str, str], settings: RunnerSettings) -> Login:
         own = read_own(env)
         chosen = _chosen(own, settings.args)
@@ -215,7 +220,7 @@ def check_args(args: Sequence[str], *, widening: bool) -> None:
         if not PLAIN_KEY.fullmatch(key):
             raise FLAGS.blocked(shown, "does not name a key plainly", "write it as `-c key.of.it=value`")
         if key.endswith(PINNED_ENDINGS) or any(_covers(key, pin) or _covers(pin, key) for pin in PINNED_KEYS):
-            hint = "use `--agent codex:MODEL` or runners.codex.model" if key == "model" else "leave it out"
+            hint = FLAGS.model_hint if key == "model" else "leave it out"
             raise FLAGS.blocked(shown, "belongs to core-agent's own protocol with codex", hint)
         if key not in HARMLESS_KEYS and not widening:
             raise FLAGS.widens(shown)
@@ -244,13 +249,10 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _flags(launch: Launch, own: Own, *, caller: bool = True) -> list[str]:
     """The flags of headless and interactive runs alike: defaults, the caller's, and ours, which win."""
     args = [*launch.settings.args, *(launch.args if caller else ())]
-    model = word(launch.model or launch.settings.model, "model")
-    if not model and not own.model:
-        model = DEFAULT_MODEL
-    elif not model and launch.config_home:
-        model = word(own.model, "model")
+    model = word(launch.model or own.model, "model") or DEFAULT_MODEL
     flags = [*_config(DEFAULTS), *args]
-    if model:
+    # What it reads by itself, a profile of the person's may say otherwise.
+    if launch.config_home or model != own.model:
         flags += ["--model", model]
     if not launch.config_home and (said := program.read_context(f"{launch.workspace_dir}/AGENTS.md")):
         flags += _config({"developer_instructions": bounded(said.decode("utf-8", "replace"))})

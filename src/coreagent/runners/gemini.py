@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from coreagent.models.agent import Cost, Usage
+from coreagent.poolnames import DEFAULT_MODELS
 from coreagent.runners import program
 from coreagent.runners.base import Found, Launch, Login, Permissions, Plan, Runner, RunnerSettings, word
 from coreagent.runners.gemini_stream import GeminiParser
@@ -23,8 +24,7 @@ DIRECTORY: Final = ".gemini"
 CREDENTIALS: Final = "oauth_creds.json"
 ACCOUNTS: Final = "google_accounts.json"
 SETTINGS_LIMIT: Final = 1024 * 1024
-# Without a model it first asks another one which to take, and waits a minute and a half for the answer.
-DEFAULT_MODEL: Final = "pro"
+DEFAULT_MODEL: Final = DEFAULT_MODELS["gemini"]
 # Of its own ten it makes 3 to 4 minutes of a 500. A person's own `general.maxAttempts` is heeded.
 ATTEMPTS: Final = 3
 ATTEMPTS_MAX: Final = 10
@@ -164,7 +164,7 @@ def _dashed(arg: str) -> str:
 
 
 def _model(launch: Launch) -> str:
-    return word(launch.model or launch.settings.model, "model") or DEFAULT_MODEL
+    return word(launch.model, "model") or DEFAULT_MODEL
 
 
 def _session(launch: Launch) -> list[str]:

@@ -18,7 +18,7 @@ from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
 from coreagent.plainfile import read_plain
 from coreagent.runners import program
-from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, word
+from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, is_word, word
 from coreagent.runners.opencode_plugin import SOURCE
 from coreagent.runners.opencode_stream import OpencodeParser
 
@@ -102,13 +102,16 @@ class Opencode(Runner):
             return Login("yes", "the providers of your configuration")
         return Login("no", hint="run `opencode auth login`, or set the key of a provider, like OPENROUTER_API_KEY")
 
+    def own_model(self, env: Mapping[str, str], settings: RunnerSettings) -> str:
+        return _own_model(env)
+
     def plan(self, launch: Launch) -> Plan:
         FLAGS.check(launch.settings.args, widening=True)
         FLAGS.check(launch.args, widening=launch.permissions == "bypass")
         require_no_plugins(launch)
         argv = [PROGRAM.require(launch), "run", *launch.settings.args, *launch.args]
         argv += ["--format", "json", *purity(launch), "--dir", launch.repo_dir]
-        if model := word(launch.model or launch.settings.model, "model"):
+        if model := word(launch.model, "model"):
             argv += ["--model", model]
         if launch.permissions == "bypass":
             argv += ["--auto"]
@@ -173,7 +176,7 @@ def pins(launch: Launch, *, headless: bool = True) -> dict[str, str]:
         config["plugin"] = [Path(_plugin_file(launch)).as_uri()]
     if _context(launch):
         config["instructions"] = [*_texts(given.get("instructions")), _context_file(launch)]
-    model = launch.model or launch.settings.model or str(config.get("model") or "")
+    model = launch.model or str(config.get("model") or "")
     gateway = f"{GATEWAY}/"
     if gateway not in f"{model}/" and not launch.env.get("OPENCODE_API_KEY") and _credentials(launch.env) is None:
         config["disabled_providers"] = sorted({*_texts(config.get("disabled_providers")), GATEWAY})
@@ -232,6 +235,11 @@ def read_own(env: Mapping[str, str]) -> dict[str, Any]:
         except OSError:
             continue
     return {key: found[key] for key in OWN_KEYS if key in found}
+
+
+def _own_model(env: Mapping[str, str]) -> str:
+    model = {**read_own(env), **_parsed(env.get("OPENCODE_CONFIG_CONTENT", ""))}.get("model")
+    return model if isinstance(model, str) and is_word(model) else ""
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -302,7 +310,8 @@ def _json_of(file: Path) -> dict[str, Any]:
 
 
 def _environment(launch: Launch) -> dict[str, str]:
-    provider = (launch.model or launch.settings.model).partition("/")[0]
+    # Beside a model of the person's own configuration, that may name a small one of another provider.
+    provider = "" if launch.model == _own_model(launch.env) else launch.model.partition("/")[0]
     wanted = (*PROVIDERS.get(provider, VARIABLES), "OPENCODE_*", *launch.settings.env)
     env = {
         name: value

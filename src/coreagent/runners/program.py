@@ -150,6 +150,9 @@ def _answer_of(path: str, mtime_ns: int, size: int, inode: int, variables: tuple
     return "" if done.returncode else bounded(done.stdout.decode("utf-8", "replace").strip(), ANSWER_MOST)
 
 
+MODEL_FLAGS: Final = ("-m", "--model", "--fallback-model")
+
+
 @dataclass(frozen=True)
 class Flags:
     """Which arguments of a CLI a user may not set, and which only the settings may."""
@@ -169,11 +172,17 @@ class Flags:
             if arg == "--" or "\0" in arg:
                 raise self.blocked(arg, "would end the options")
             if flag in self.pinned or (_is_short(arg) and arg not in self.short and flag not in self.widening):
-                raise self.blocked(arg, f"belongs to core-agent's own protocol with {self.program}")
+                hint = self.model_hint if flag in MODEL_FLAGS else "leave it out"
+                raise self.blocked(arg, f"belongs to core-agent's own protocol with {self.program}", hint)
             if flag in self.widening and not widening:
                 raise self.widens(arg)
             if index == 0 and not arg.startswith("-"):
                 raise self.blocked(arg, "would be taken for the prompt")
+
+    @property
+    def model_hint(self) -> str:
+        """How a model is asked for, so that the limits of its pool see it."""
+        return f"use `--agent {self.program}:MODEL`, or runners.{self.program}.model in agents.yaml"
 
     def blocked(self, arg: str, why: str, hint: str = "leave it out") -> CoreAgentError:
         return CoreAgentError("blocked_flag", f"the argument {arg!r:.200} {why}", hint=hint)
