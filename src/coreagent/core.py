@@ -124,7 +124,8 @@ class Core:
             if self.settings_error is None:
                 self.problems.append("the last good settings are in force")
             return
-        self.settings, self.problems, self.settings_error = loaded.settings, list(loaded.problems), None
+        self.settings, self.problems = loaded.settings, [*loaded.problems, *loaded.doubts]
+        self.settings_error = None
         self.settings_bad = False
         self._keep(good)
 

@@ -277,7 +277,9 @@ def _settings() -> Iterator[Check]:
         return
     for problem in loaded.problems:
         yield Check(name="settings", state="fail", message=problem, hint=f"the file is {loaded.path}")
-    if not loaded.problems:
+    for doubt in loaded.doubts:
+        yield Check(name="settings", state="warn", message=doubt, hint=f"the file is {loaded.path}")
+    if not loaded.problems and not loaded.doubts:
         there = Path(loaded.path).is_file() if loaded.path else False
         yield Check(name="settings", state="ok", message=loaded.path if there else "none; everything has its default")
 
