@@ -188,6 +188,28 @@ def test_no_argument_goes_around_the_caps(tmp_path: Path, flag: str) -> None:
     in_room(tmp_path, body)
 
 
+@pytest.mark.parametrize("agents", ["scripted,scripted", "claude:opus,scripted,opus"])
+def test_a_list_names_each_agent_once(tmp_path: Path, agents: str) -> None:
+    async def body(room: Room) -> None:
+        with pytest.raises(CoreAgentError, match="twice") as caught:
+            await give(room, 1, agents)
+        assert (caught.value.slug, bool(caught.value.hint)) == ("invalid_argument", True)
+
+    in_room(tmp_path, body)
+
+
+def test_who_escalates_names_to_whom(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        for agent in ("scripted", ""):
+            with pytest.raises(CoreAgentError, match="escalate") as caught:
+                await give(room, 1, agent, escalate=True)
+            assert (caught.value.slug, bool(caught.value.hint)) == ("conflicting_options", True)
+        (one,) = await give(room, 1, "scripted,command:work", escalate=True)
+        assert one.options.escalate
+
+    in_room(tmp_path, body)
+
+
 @pytest.mark.parametrize("moved", [3, 400])
 def test_a_queue_in_which_many_move_is_the_one_that_would_be_made_anew(moved: int) -> None:
     began = datetime(2026, 3, 2, tzinfo=UTC)

@@ -139,6 +139,7 @@ def _look(
                 f"{agent} is a command of the repository's own, and nobody trusted it as it is",
                 hint="`core-agent repo trust` in its directory shows what it would run",
             )
+    check_list(asked, options, settings)
     choice = choose(core, caller, asked, settings, by_default=not request.agent, later=request.agent_later)
     runner = runners.load(choice.chosen.runner)
     own = launch.runner_settings(core, choice.chosen.runner)
@@ -163,6 +164,31 @@ def _look(
     env = launch.allowed_environment(core, caller, choice.chosen.runner)
     own_model = launch.own_model(core, env, choice.chosen.runner)
     return _Looked(applied, options, choice, find_traces(core.home, repo, known), stale(base), own_model)
+
+
+def check_list(asked: str, options: Options, settings: config.Settings) -> None:
+    """Raise for a list that names an agent twice, and for `--escalate` when there is no list.
+
+    Raises: unknown_agent, remote_identity, invalid_argument, conflicting_options.
+    """
+    named: dict[config.Chosen, str] = {}
+    for agent in agents_of(asked):
+        one = replace(config.resolve_agent(agent, settings), identity="")
+        before = named.get(one)
+        named[one] = agent
+        if before is not None:
+            raise CoreAgentError(
+                "invalid_argument",
+                f"the list of agents names one twice: {asked}",
+                cause="" if before == agent else f"{before} and {agent} are the same",
+                hint="name each once: the next one is for what the one before could not do",
+            )
+    if options.escalate and len(named) < 2:
+        raise CoreAgentError(
+            "conflicting_options",
+            f"--escalate is for a list of agents, and there is only {asked}",
+            hint="name the cheap one first: --agent claude:haiku,claude:opus --escalate",
+        )
 
 
 def check_task(task: str, options: Options) -> None:
