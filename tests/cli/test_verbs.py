@@ -56,7 +56,7 @@ def test_reading_verbs(home: Home) -> None:
     assert home.json("diff", "one")["files"] == 1
     assert "made-" in home.json("diff", "one", "--stat")["text"]
     assert slug(home, "logs", "one", "--attempt", "99", code=2) == "invalid_argument"
-    assert slug(home, "logs", "one", "--tail", "-3", code=2) == "usage"
+    assert slug(home, "logs", "one", "--tail", "-3", code=2) == "invalid_argument"
     for wrong in (["--nope"], ["a", "b"]):
         assert "E1001" in home.run("mcp", *wrong, code=2).err
     assert slug(home, "queue", "freeze", "comand") == "pool_not_found"

@@ -98,12 +98,12 @@ def after_rate_limit(
 def after_outage(trouble: Trouble, now: datetime, reason: Reason) -> Park:
     """The park that failures in several repositories make: `trouble` is what failed since the last one, if any."""
     times = trouble.refused + 1
+    turns, places = plural(trouble.failures, "turn"), plural(len(trouble.failed_in), "repository", "repositories")
     return Park(
         until=now + backoff(times),
         since=now,
         why="outage",
         named=False,
         times=times,
-        detail=f"{plural(trouble.failures, 'turn')} failed in {len(trouble.failed_in)} repositories and none went "
-        f"well between them, the newest with {reason}",
+        detail=f"{turns} failed in {places} and none went well between them, the newest with {reason}",
     )
