@@ -277,13 +277,15 @@ def shell_word(path: str | os.PathLike[str]) -> str:
 
 
 def displaced(path: str) -> CoreAgentError:
-    """Something else stands where a directory of ours was: nothing is written, moved or removed through it."""
+    """Something else stands where a directory or a file of ours was: nothing is done through it."""
+    hint = f"ls -l {shell_word(path)} shows what it is; put back what was there, or remove what stands there now"
+    if path.endswith("/workspace"):
+        hint += "; workspaces are kept elsewhere by workspace_root in agents.yaml"
     return CoreAgentError(
         "home_unsafe",
-        f"{path} is not the directory that core-agent made",
-        cause="somebody put a link or a file in its place",
-        hint=f"ls -l {shell_word(path)} shows what it is; put the directory back where you find it,"
-        " or remove what stands there",
+        f"{path} is not what core-agent made",
+        cause="somebody put a link or something else in its place",
+        hint=hint,
     )
 
 

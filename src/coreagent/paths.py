@@ -4,7 +4,7 @@ import os
 
 VERSION = "0.1.0"
 
-OWN = ("archive", "attempts", "index", "pending", "reports", "repos", "run", "trials", "warm")
+OWN = ("archive", "attempts", "index", "pending", "reports", "repos", "run", "trials", "warm", "workspace")
 """The daemon's directories in the home. No link stands for one: it removes and moves what is in them."""
 
 # sun_path is 108 bytes on Linux and 104 on macOS, the closing NUL included; the smaller holds everywhere.

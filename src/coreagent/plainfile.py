@@ -40,6 +40,14 @@ def append_plain(path: str | os.PathLike[str]) -> BinaryIO:
     return _checked(path, os.open(path, flags, 0o600), "ab")
 
 
+def open_own(path: str | os.PathLike[str], flags: int) -> int:
+    """A descriptor of a file of mode 0600 that is made where there is none, never through a link; not truncated.
+
+    Raises: OSError.
+    """
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 def write_plain(path: str | os.PathLike[str], content: bytes) -> None:
     """Put a file of mode 0600 in the place of whatever is there, at once and never through a link."""
     part = f"{os.fspath(path)}.part"

@@ -97,6 +97,20 @@ def test_nothing_lands_on_a_branch_that_a_bisect_will_go_back_to(room: Room) -> 
     land(room.cache, room.user, "agent/job", "main", sha, "merge")
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_nothing_lands_on_a_branch_that_patches_are_applied_to(room: Room, tmp_path: Path, linked: bool) -> None:
+    sha, top = room.snap().sha, room.user
+    if linked:
+        top = tmp_path / "linked"
+        sh(room.user, "checkout", "-q", "--detach")
+        sh(room.user, "worktree", "add", "-q", str(top), "main")
+    git_dir = Path(sh(top, "rev-parse", "--absolute-git-dir"))
+    (git_dir / "rebase-apply").mkdir()
+    (git_dir / "rebase-apply" / "applying").touch()
+    error = refused(room, lambda: land(room.cache, room.user, "agent/job", "main", sha))
+    assert (error.slug, "git am --abort" in error.hint) == ("dirty_checkout", True)
+
+
 def test_a_rebase_of_another_branch_hinders_nobody(room: Room) -> None:
     sha = room.snap().sha
     sh(room.user, "checkout", "-q", "-b", "side")

@@ -80,3 +80,17 @@ def test_nobody_attaches_to_it(tmp_path: Path) -> None:
         assert "resume one prepares it again" in refused.value.hint
 
     in_room(tmp_path, body, running=True, settings=FAILS)
+
+
+def test_what_the_hook_left_is_nobodys_work(tmp_path: Path) -> None:
+    async def body(room: Room) -> None:
+        done = await half_made(room)
+        assert (room.checkout(done) / "made-by-hook.txt").exists()
+        shown = await room.ask("diff", workspace="one")
+        assert (shown.files, "+by hand" in shown.text) == (1, True)
+        await room.ask("accept", workspace="one")
+        assert not (room.repo / "made-by-hook.txt").exists()
+        assert (room.repo / "a.txt").read_text() == "a\n"
+
+    left = "hooks: {setup: {run: 'echo x > made-by-hook.txt; echo hooked >> a.txt; exit 3'}}\n"
+    in_room(tmp_path, body, running=True, settings=left)

@@ -5,6 +5,7 @@ The daemon and whoever starts it come in. It knows neither the store nor a frame
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from coreagent import paths
 from coreagent.errors import CoreAgentError, displaced, shell_word, told
-from coreagent.plainfile import led_away
+from coreagent.plainfile import led_away, open_own
 
 BACKLOG = 128
 
@@ -80,12 +81,25 @@ def _check(path: str) -> None:
         )
 
 
+def open_file(path: str, flags: int = os.O_RDWR) -> int:
+    """A descriptor of a file of ours, a lock or the log.
+
+    Raises: home_unsafe where a link stands in its place, OSError.
+    """
+    try:
+        return open_own(path, flags)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise displaced(path) from None
+
+
 def lock(home: str) -> int:
     """Become the one daemon of this home; the descriptor holds it until it is closed.
 
-    Raises: already_running, naming the process.
+    Raises: already_running, naming the process; home_unsafe.
     """
-    descriptor = os.open(paths.daemon_lock(home), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_file(paths.daemon_lock(home))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

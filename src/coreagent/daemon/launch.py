@@ -124,7 +124,7 @@ def answers(home: str) -> bool:
 
 @contextmanager
 def _start_lock(home: str) -> Iterator[int]:
-    descriptor = os.open(paths.start_lock(home), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = house.open_file(paths.start_lock(home))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
@@ -251,7 +251,7 @@ def _spawn(home: str) -> None:
     """Start the daemon detached, and wait for the word that it listens or why it cannot."""
     _turn_log(home)
     reading, writing = os.pipe()
-    log = os.open(paths.daemon_log(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log = house.open_file(paths.daemon_log(home), os.O_WRONLY | os.O_APPEND)
     argv = [*command(home), "--ready-fd", str(writing)]
     env = environment(home)
     try:

@@ -68,10 +68,13 @@ async def run_setup(engine: Engine, dispatch: Dispatch, attempt: Attempt | None,
         attempts.sweep(marker)
         raise
     await asyncio.to_thread(attempts.sweep, marker)
-    if why:
-        raise await asyncio.to_thread(_failed, f"the setup hook {why}", place)
     cache = Path(paths.repo_cache(engine.core.home, dispatch.org, dispatch.repo))
     index = Path(paths.index_copy(engine.core.home, dispatch.id))
+    if why:
+        failed = await asyncio.to_thread(_failed, f"the setup hook {why}", place)
+        with suppress(CoreAgentError):  # what it left is not the work of a person who looks into it now
+            await asyncio.to_thread(git_setup.settle, cache, base, place.repo, dispatch.branch, index, AUTHOR)
+        raise failed
     try:
         done = await asyncio.to_thread(git_setup.settle, cache, base, place.repo, dispatch.branch, index, AUTHOR)
     except CoreAgentError as error:

@@ -24,6 +24,8 @@ class Layout:
     """`<workspace_root>/{org}/{repo}/{name}/` and what is in it."""
 
     root: Path
+    below: Path | None = None
+    """Where our own part of the way to it begins; the workspace root when that is the person's to arrange."""
 
     @property
     def repo(self) -> Path:
@@ -65,13 +67,15 @@ class Layout:
         return self.meta / "attempts" / str(n)
 
     def led_away(self) -> str:
-        """What stands in place of the workspace's directory, or of one above it below the root; "" when all is ours."""
-        return led_away(self.root, self.root.parents[2])
+        """What stands in place of the workspace's directory, or of one of ours above it; "" when all is ours."""
+        return led_away(self.root, self.below or self.root.parents[2])
 
 
 def layout(home: str, settings: Settings, dispatch: Dispatch) -> Layout:
     """Where the workspace of a dispatch is; a change of the settings moves none that is known."""
-    return Layout(root_of(home, settings, dispatch.root) / dispatch.org / dispatch.repo / dispatch.name)
+    root = root_of(home, settings, dispatch.root)
+    inside = Path(home) if root.is_relative_to(home) and root != Path(home) else None
+    return Layout(root / dispatch.org / dispatch.repo / dispatch.name, inside)
 
 
 def root_of(home: str, settings: Settings, root: str) -> Path:

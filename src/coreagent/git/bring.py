@@ -16,7 +16,7 @@ from pathlib import Path
 from coreagent.errors import CoreAgentError
 from coreagent.git import tree
 from coreagent.git.author import DAEMON
-from coreagent.git.cache import locked, note
+from coreagent.git.cache import locked, note, require_own
 from coreagent.git.commit import stage, write_commit
 from coreagent.git.inspect import Base
 from coreagent.git.run import environment, git
@@ -53,6 +53,7 @@ def bring_changes(cache: Path, base: Base, repo_dir: Path, index: Path, limits: 
 
     Raises: too_large, git_failed, no_space.
     """
+    require_own(cache)
     brought = Brought(sha=base.sha)
     removed, added = [], []
     for path, tracked in _dirty(base, brought.skipped):

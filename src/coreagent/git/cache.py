@@ -18,7 +18,7 @@ from coreagent.git import ref as refs
 from coreagent.git.inspect import Base
 from coreagent.git.pack import carry, present
 from coreagent.git.run import disk, environment, git
-from coreagent.plainfile import led_away
+from coreagent.plainfile import led_away, open_own
 
 BASES = "refs/core-agent/base/"
 # Commits offered to the sender as already there; more of them only make the question longer.
@@ -35,17 +35,42 @@ _CONFIG = """[core]
 def locked(cache: Path) -> Iterator[None]:
     """Hold the cache's lock: one writer at a time, also across processes.
 
-    Raises: home_unsafe when the cache's place leads to another repository.
+    Raises: home_unsafe.
     """
-    if laid := led_away(cache, cache.parents[1]):
-        raise displaced(laid)
+    require_own(cache)
     cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(f"{cache}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_own(f"{cache}.lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def require_own(cache: Path) -> None:
+    """Make sure that nothing in the place of the cache, or within it, leads to somebody else's repository.
+
+    Whoever is about to write objects or refs comes in. Raises: home_unsafe.
+    """
+    laid = led_away(cache, cache.parents[1])
+    laid = laid if os.path.islink(laid) else _laid_within(cache)  # a file in its place leads nowhere: it is made again
+    if laid:
+        raise displaced(laid)
+
+
+def _laid_within(cache: Path) -> str:
+    """A link in the place of the lock, or of a directory where git or we write; "" when there is none."""
+    if os.path.islink(f"{cache}.lock"):
+        return f"{cache}.lock"
+    for place in ("objects", "refs", "refs/core-agent"):
+        try:
+            with os.scandir(cache / place) as entries:
+                laid = [entry.path for entry in entries if entry.is_symlink()]
+        except OSError:
+            laid = []
+        if laid or (cache / place).is_symlink():
+            return laid[0] if laid else str(cache / place)
+    return ""
 
 
 def ensure_cache(cache: Path, base: Base) -> None:
@@ -121,6 +146,8 @@ def object_format(git_dir: Path) -> str:
 def note(cache: Path, name: str, sha: str) -> None:
     """Point a ref of the cache at a commit whose objects were just checked; by hand, it has one writer."""
     path = cache / name
+    if laid := led_away(path.parent, cache):
+        raise displaced(laid)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.lock")
     with part.open("w") as file:

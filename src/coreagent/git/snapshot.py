@@ -14,7 +14,7 @@ from pathlib import Path
 
 from coreagent.git import ref as refs
 from coreagent.git.author import DAEMON, Author
-from coreagent.git.cache import bases, locked, note
+from coreagent.git.cache import bases, locked, note, require_own
 from coreagent.git.check import Limits, Problem, check
 from coreagent.git.commit import stage, write_commit, write_tree
 from coreagent.git.diff import changes, diff, summed
@@ -68,7 +68,7 @@ def snapshot(
 
     `base_sha` is the checkout's `start`. Running it again over the same tree gives the same commit.
 
-    Raises: git_failed, git_timeout, no_space, invalid_name.
+    Raises: git_failed, git_timeout, no_space, invalid_name, home_unsafe.
     """
     refs.require(name, "workspace")
     limits = limits or Limits()
@@ -76,6 +76,7 @@ def snapshot(
     if repo_dir.is_symlink() or not repo_dir.is_dir() or str(repo_dir.resolve()) != record.top:
         detail = "repo is a symlink, gone, or in another place than the daemon put it"
         return Snapshot(base_sha, problems=(Problem("workspace_replaced", str(repo_dir), detail),))
+    require_own(cache)
     previous = _noted(cache, WORK + name)
     history = read_history(cache, repo_dir, base_sha, set(bases(cache)), previous)
     if (

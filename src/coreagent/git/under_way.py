@@ -45,13 +45,15 @@ def under_way(git_dir: Path) -> UnderWay | None:
 
 
 def claim_on(git_dir: Path, name: str) -> UnderWay | None:
-    """The rebase or bisect, in any worktree of a repository, that will set the branch `name` (a full ref name)."""
+    """The rebase, bisect or `git am`, in any worktree of a repository, that will set the branch `name` (a full ref)."""
     common = refs.common_dir_of(git_dir)
     for one in (common, *_linked(common)):
         if name in _rebased(one):
             return UnderWay("a rebase", "git rebase --abort", _place(one))
         if name in _bisected(one):
             return UnderWay("a bisect", "git bisect reset", _place(one))
+        if (one / "rebase-apply" / "applying").exists() and _lines(one / "HEAD")[:1] == [f"ref: {name}"]:
+            return UnderWay("a `git am`", "git am --abort", _place(one))
     return None
 
 

@@ -21,6 +21,7 @@ import duckdb
 
 from coreagent.errors import CoreAgentError, told
 from coreagent.paths import VERSION
+from coreagent.plainfile import open_own
 from coreagent.store.schema import Migration, known_fields, migrations, tables, view_statements
 
 # One thread each: the daemon is idle most of its life and its queries are small. Nothing is fetched from the network.
@@ -384,7 +385,10 @@ class Mark:
 
     def __init__(self, path: str, store_id: str) -> None:
         self._store_id = store_id
-        self._fd = os.open(mark_path(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = open_own(mark_path(path), os.O_WRONLY)
+        except OSError as error:
+            raise _unopenable(mark_path(path), told(error)) from error
 
     def put(self, tx: int) -> None:
         with contextlib.suppress(OSError):
