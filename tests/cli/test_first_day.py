@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.support.home import Home
 
 
@@ -43,6 +44,14 @@ def test_a_demo_whose_test_still_fails_takes_nothing(home: Home) -> None:
     done = home.run(*words, env=env, code=1)
     assert "Its test still fails, so it is not taken" in done.out
     assert "whole way" not in done.out
+
+
+@pytest.mark.parametrize("script", ["exit 0", "rm test_basket.py"])
+def test_a_demo_that_changed_nothing_or_lost_its_test_did_not_end_well(home: Home, script: str) -> None:
+    home.core.mkdir(mode=0o700, exist_ok=True)
+    (home.core / "agents.yaml").write_text(f"commands: {{idle: {{argv: [/bin/sh, -c, {script!r}]}}}}\n")
+    told = home.json("demo", "--agent", "command:idle", "--yes", "--clean", code=1)
+    assert (told["test_after"] is not True, told["accepted"]) == (True, False)
 
 
 def test_without_an_agent_the_first_dispatch_says_what_to_install(home: Home) -> None:
