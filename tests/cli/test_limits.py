@@ -191,7 +191,7 @@ def test_a_parked_pool_is_gone_around(home: Home) -> None:
 
 
 def test_what_a_command_was_seen_to_take_must_fit_the_next_time(home: Home) -> None:
-    hold = "import time; x = bytearray(400 << 20); open('made.txt', 'w').write('x'); time.sleep(0.3)"
+    hold = "import time; x = bytearray(800 << 20); open('made.txt', 'w').write('x'); time.sleep(0.3)"
     gate = "while [ ! -e $HOME/open ]; do sleep 0.05; done"
     more = f"  big: {{argv: [{sys.executable}, -c, {json.dumps(hold)}]}}\n"
     world = World(home, settings=more + f"  beside: {{argv: [/bin/sh, -c, {json.dumps(gate)}]}}\n")
@@ -201,14 +201,14 @@ def test_what_a_command_was_seen_to_take_must_fit_the_next_time(home: Home) -> N
     free = admission.free_memory()
     assert free is not None
     reserve = "{default_agent: 'command:work', memory_reserve_mib: %d}"
-    settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % max(1, (free >> 20) - 100)))
+    settings.write_text(text.replace("{default_agent: 'command:work'}", reserve % max(1, (free >> 20) - 500)))
     give(world, "runs", "--name", "beside", "--agent", "command:beside")
     until(home, "beside", state="running")
     for name in ("one", "two", "three"):
         give(world, "again", "--name", name, "--agent", "command:big")
     assert {row(home, name)["waiting_for"] for name in ("one", "two", "three")} == {"memory"}
     said = " ".join(home.run("why", "two").out.split())
-    assert re.search(r"command:big takes about 4\d\d MiB, \d+ MiB are free, and \d+ MiB stay free", said), said
+    assert re.search(r"command:big takes about 8\d\d MiB, \d+ MiB are free, and \d+ MiB stay free", said), said
     assert "it starts all the same when no other agent runs" in said
     assert "core-agent queue start two" in said
     home.run("queue", "start", "two")
