@@ -13,7 +13,7 @@ from tests.support.world import World
 
 SPOOL = "a=$K/attempts/$CORE_AGENT_ATTEMPT; mv $a $a.x; ln -s"
 LINKS = {
-    "pending, to the repository": "rm -rf $K/pending; ln -sfn $U/repo $K/pending",
+    "pending": "rm -rf $K/pending; ln -sfn $U/repo $K/pending",
     "attempts": "mv $K/attempts $K/attempts.x; ln -sfn $U/many $K/attempts",
     "trials": "rm -rf $K/trials; ln -sfn $U/many $K/trials",
     "archive": "rm -rf $K/archive; ln -sfn $U/many $K/archive",
@@ -55,8 +55,18 @@ def fill(user: Path) -> None:
         path.write_text(f"{name}\n")
 
 
-@pytest.mark.parametrize("where", LINKS)
-def test_no_link_leads_the_daemon_to_somebodys_files(home: Home, where: str) -> None:
+# Those of one line share a home: each needs a daemon of its own otherwise, and what they lay is in nobody else's way.
+TOGETHER = (
+    ("a record of what lies ready", "its spool, to files", "its spool, to the repository", "kept output",
+     "its kept output", "notes", "a private home", "scratch", "its archive", "what lies ready"),
+    ("pending", "trials", "warm"),
+    ("run/daemon.lock", "run/start.lock", "run/daemon.log"),
+)  # fmt: skip
+GROUPS = [*TOGETHER, *((where,) for where in LINKS if not any(where in group for group in TOGETHER))]
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0])
+def test_no_link_leads_the_daemon_to_somebodys_files(home: Home, group: tuple[str, ...]) -> None:
     world = World(home)
     (world.repo / "1").mkdir()
     for name in ("out", "records", "1/out", "x.sh"):
@@ -65,22 +75,24 @@ def test_no_link_leads_the_daemon_to_somebodys_files(home: Home, where: str) -> 
     home.git("commit", "-qm", "two", cwd=world.repo)
     fill(home.user)
     env = json.dumps({"U": str(home.user), "K": str(home.core)})
-    script = json.dumps("echo work > work.txt; " + LINKS[where])
     settings = home.core / "agents.yaml"
-    settings.write_text(settings.read_text() + f"  bad: {{argv: [/bin/sh, -c, {script}], env: {env}}}\n")
+    commands = ""
+    for n, where in enumerate(group):
+        script = json.dumps("echo work > work.txt; " + LINKS[where])
+        commands += f"  bad{n}: {{argv: [/bin/sh, -c, {script}], env: {env}}}\n"
+    settings.write_text(settings.read_text() + commands)
     before = {name: files_of(home.user / name) for name in ("repo", "many", "files", "fake")}
 
-    assert world.dispatch("be bad", "--agent", "command:bad", "--name", "w") is not None
+    names = ["w" if n == 0 else f"w{n}" for n in range(len(group))]
+    for n, name in enumerate(names):
+        assert world.dispatch("be bad", "--agent", f"command:bad{n}", "--name", name) is not None
     world.settle()
-    home.run("resume", "w", code=None)
+    for name in names:
+        home.run("resume", name, code=None)
     world.settle()
-    for words in (
-        ["diff", "w"],
-        ["workspace", "clean"],
-        ["reject", "w"],
-        ["workspace", "clean"],
-        ["daemon", "restart"],
-    ):
+    for name in names:
+        home.run("reject", name, code=None)
+    for words in (["workspace", "clean"], ["daemon", "restart"]):
         home.run(*words, code=None)
     home.run("dispatch", "another", "--name", "other", "--wait", cwd=world.repo, code=None)
 
@@ -89,15 +101,21 @@ def test_no_link_leads_the_daemon_to_somebodys_files(home: Home, where: str) -> 
         assert {n: now.get(n) for n in known} == known, f"something in {name} was changed or removed"
         assert [n for n in now if n not in known and not (name == "repo" and allowed(n))] == []
 
-    # And the way out is the one that the error names: what lies there is removed, and all goes on.
-    if (laid := home.core / where.partition(",")[0]).is_symlink():
-        home.kill_daemon()
-        refused = home.json("status", code=None)
-        if "error" in refused:  # a store that cannot be opened has a daemon all the same, which says so
-            assert refused["error"]["slug"] == "home_unsafe" and str(laid) in refused["error"]["message"]
-        else:
-            assert str(laid) in str(refused["warnings"])
-            home.run("daemon", "stop")
-        laid.unlink()
+    for where in group:
+        the_way_out(home, home.core / where)
     assert home.run("status").code == 0
     assert not [path for path in (home.core / "attempts").glob("*") if os.path.islink(path)]
+
+
+def the_way_out(home: Home, laid: Path) -> None:
+    """It is the one that the error names: what lies there is removed, and all goes on."""
+    if not laid.is_symlink():
+        return
+    home.kill_daemon()
+    refused = home.json("status", code=None)
+    if "error" in refused:  # a store that cannot be opened has a daemon all the same, which says so
+        assert refused["error"]["slug"] == "home_unsafe" and str(home.core) in refused["error"]["message"]
+    else:
+        assert str(laid) in str(refused["warnings"])
+        home.run("daemon", "stop")
+    laid.unlink()

@@ -315,7 +315,7 @@ def test_it_is_put_to_the_model_that_it_counts_for(launch: Launch) -> None:
     def model(asked: str) -> str:
         return str((Acp().plan(replace(launch, model=asked)).acp or {})["model"])
 
-    assert (model("gemini:pro-9"), model("codex")) == ("pro-9", "")
+    assert (model("gemini:pro-9"), model("gemini"), model("codex")) == ("pro-9", "pro", "")
 
 
 def test_opencode_is_not_led_to_its_makers_free_models_by_its_own_name(launch: Launch) -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 from coreagent.errors import CoreAgentError
 from coreagent.models.agent import Cost, Usage
 from coreagent.paths import VERSION
+from coreagent.poolnames import DEFAULT_MODELS
 from coreagent.runners import codex, named, opencode, program
 from coreagent.runners.acp_stream import AcpParser
 from coreagent.runners.base import Found, Launch, Login, Plan, Runner, RunnerSettings, which, word
@@ -119,6 +120,8 @@ class Acp(Runner):
         private = bool(launch.config_home and known.home and own is None)
         if name == "opencode" and own is None:
             opencode.require_no_plugins(launch)
+        # Left to itself it asks another model first which to take, and on an error waits for more than a minute.
+        model = model or (DEFAULT_MODELS["gemini"] if name == "gemini" and own is None else "")
         pure = opencode.purity(launch) if name == "opencode" and own is None else ()
         wish: dict[str, Any] = {
             "permissions": launch.permissions,
