@@ -59,7 +59,7 @@ def fill(user: Path) -> None:
 TOGETHER = (
     ("a record of what lies ready", "its spool, to files", "its spool, to the repository", "kept output",
      "its kept output", "notes", "a private home", "scratch", "its archive", "what lies ready"),
-    ("pending", "trials", "warm"),
+    ("trials", "warm", "pending"),  # in this order: nothing can be dispatched once the last is laid
     ("run/daemon.lock", "run/start.lock", "run/daemon.log"),
 )  # fmt: skip
 GROUPS = [*TOGETHER, *((where,) for where in LINKS if not any(where in group for group in TOGETHER))]
