@@ -361,29 +361,31 @@ def put_away(home: str, place: Layout, dispatch: Dispatch, attempt: Attempt, dir
 
     Into the archive when there is no workspace any more, or something else stands where it was.
     """
-    shelf = _shelf(home, place, dispatch, attempt.n)
     if _is_spool(home, directory):
         (directory / "spec.json").unlink(missing_ok=True)
         (directory / "stdin").unlink(missing_ok=True)
-        if led_away(shelf, home if shelf.is_relative_to(home) else place.root):
-            return
-        shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("out", "err", "records", "started", "exit"):
-            source = directory / name
-            if source.exists():
-                cleanup.move(source, shelf / name)
-        if place.meta.is_dir() and not place.led_away():
-            cleanup.write_status(place, dispatch, attempt)
-        _remove_spool(home, directory)
+        shelf = _shelf(home, place, dispatch, attempt.n)
+        if shelf is not None:
+            for name in ("out", "err", "records", "started", "exit"):
+                source = directory / name
+                if source.exists():
+                    cleanup.move(source, shelf / name)
+            if place.meta.is_dir() and not place.led_away():
+                cleanup.write_status(place, dispatch, attempt)
+            _remove_spool(home, directory)
     Path(paths.attempt_socket(home, attempt.id)).unlink(missing_ok=True)
 
 
-def _shelf(home: str, place: Layout, dispatch: Dispatch, n: int) -> Path:
-    """Where the output of an attempt is put; what was laid in its way within the workspace is taken away."""
-    if not place.root.is_dir() or place.led_away():
-        return Path(paths.archive_dir(home, dispatch.id), "attempts", str(n))
-    make_real(place.attempt(n), place.root)
-    return place.attempt(n)
+def _shelf(home: str, place: Layout, dispatch: Dispatch, n: int) -> Path | None:
+    """Where the output of an attempt is put, made; None where that leads into somebody's files, and the spool stays."""
+    if place.root.is_dir() and not place.led_away():
+        make_real(place.attempt(n), place.root)
+        return place.attempt(n)
+    archived = Path(paths.archive_dir(home, dispatch.id), "attempts", str(n))
+    if led_away(archived, home):
+        return None
+    archived.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return archived
 
 
 def _is_spool(home: str, directory: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ class Strangers:
     async def look(self) -> dict[str, str]:
         """Find them: the attempt of each, with its workspace as far as that is known."""
         known = {attempt.id for attempt in self._engine.attempts.values()}
-        self._living = await asyncio.to_thread(_find, Path(self._engine.core.home, "attempts"), known)
+        self._living = await asyncio.to_thread(_find, self._engine.core.home, known)
         self._tell()
         if self._living:
             self._follower = asyncio.create_task(self._follow(), name="strangers")
@@ -114,13 +115,19 @@ def _names(some: list[Stranger]) -> str:
     return ", ".join(sorted(one.called for one in some))
 
 
-def _find(root: Path, known: set[str]) -> list[Stranger]:
-    found = []
+def living(home: str, known: Collection[str] = ()) -> Iterator[tuple[Path, attempts.Shim]]:
+    """The spools of a home whose shims live, but for those of `known` attempts. Letting go of a shim ends nothing."""
+    root = Path(home, "attempts")
     for directory in root.iterdir() if root.is_dir() else ():
         shim = attempts.adopt(directory) if directory.name not in known else None
-        if shim is None:
-            continue
-        shim.close()
+        if shim is not None:
+            shim.close()
+            yield directory, shim
+
+
+def _find(home: str, known: Collection[str]) -> list[Stranger]:
+    found = []
+    for directory, shim in living(home, known):
         spec = _spec(directory)
         env = spec.get("env")
         told = [process.environ_of(proc.pid).get("CORE_AGENT_WORKSPACE", "") for proc in marked(directory.name)]

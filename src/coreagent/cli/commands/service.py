@@ -109,15 +109,11 @@ def _was_not_running(mode: Mode) -> StopReply:
 
 
 def _agents() -> int:
-    from coreagent import attempts
+    from coreagent.dispatch.strangers import living
 
-    count = 0
     with suppress(OSError):
-        for directory in Path(session().home, "attempts").iterdir():
-            if (shim := attempts.adopt(directory)) is not None:
-                shim.close()
-                count += 1
-    return count
+        return len(list(living(session().home)))
+    return 0
 
 
 def _gone(pid: int, limit_s: float) -> bool:
